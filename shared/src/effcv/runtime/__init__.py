@@ -1,0 +1,1 @@
+"""What runs around a method: commands, checkpoints, export, timing, training, seeds."""
