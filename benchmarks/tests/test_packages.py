@@ -136,10 +136,11 @@ def test_commands_in_the_readme_exist(folder):
         e for e in importlib.metadata.entry_points(group="console_scripts")
         if e.value == f"{import_name(folder)}.__main__:main"
     )  # fmt: skip
-    shown = re.findall(rf"^{entry.name} ([\w-]+)(.*)$", text, re.MULTILINE)
+    command = [sys.executable, "-m", import_name(folder)]
+    shown = re.findall(rf"^ *{entry.name} ([\w-]+)(.*)$", text, re.MULTILINE)
     assert len(shown) >= 3
     for verb, rest in shown:
-        out = subprocess.run([entry.name, verb, "--help"], capture_output=True, text=True)
+        out = subprocess.run([*command, verb, "--help"], capture_output=True, text=True)
         assert out.returncode == 0, verb
         for flag in re.findall(r"--[\w-]+", rest):
             assert flag in out.stdout, f"{verb} {flag}"
@@ -152,7 +153,9 @@ def test_files_and_functions_are_short_enough_to_read(folder):
         assert len(text.splitlines()) <= 500, path
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                assert node.end_lineno - node.lineno < 60, f"{path}: {node.name}"
+                start = node.body[ast.get_docstring(node) is not None :][:1] or [node]
+                length = node.end_lineno - start[0].lineno + 1
+                assert length <= 60, f"{path}: {node.name}"
 
 
 def lines_of_code(path):

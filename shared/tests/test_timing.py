@@ -75,8 +75,9 @@ def test_twice_the_work_takes_twice_the_time_on_the_real_clock():
         return run
 
     arms = {"one": spin(10), "two": spin(20)}
-    ratio = timing.compare(arms, (range(1000),), rounds=15, **FAST).ratio("two", "one")
-    assert 1.6 < ratio.value < 2.5
+    times = timing.compare(arms, (range(1000),), rounds=15, **FAST)
+    ratio = times.ratio("two", "one")
+    assert times.noisy or 1.6 < ratio.value < 2.5  # a machine too busy to tell must be flagged
     assert ratio.low <= ratio.value <= ratio.high
 
 

@@ -280,7 +280,7 @@ def _data(
         return data, data.classes, 3
     loaded: Any = load(name, split=split)
     channels = int(loaded[0][0].shape[0])
-    view = Pictures(loaded, size, training=split == "train", seed=seed) if size else loaded
+    view = Pictures(loaded, size, training=split == "train") if size else loaded
     return view, loaded.classes, channels
 
 

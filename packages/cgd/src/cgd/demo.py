@@ -86,7 +86,7 @@ def _draw(
     sheet = Image.new("RGB", (width, 2 * MARGIN + 44 + 2 * row + 48 + heat_height), PAPER)
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
     pen.text((MARGIN, MARGIN), "The corner mark says which patch counts: bright, the red one; "
-             "dark, the blue one.", INK, font)  # fmt: skip
+             "dark, the blue one. Answers: degrees/period.", INK, font)  # fmt: skip
     for line, start in enumerate((0, half)):
         top = MARGIN + 36 + line * row
         for column in range(SHOWN):

@@ -111,6 +111,7 @@ def train(
     *,
     out: Path,
     epochs: int,
+    max_steps: int = -1,
     batch_size: int = 128,
     lr: float = 0.1,
     weight_decay: float = 1e-4,
@@ -127,6 +128,7 @@ def train(
         val_set: The same, or None.
         out: Folder of the checkpoints.
         epochs: Passes over the training set.
+        max_steps: End after so many steps, if that is earlier; -1 for no limit.
         batch_size: Pictures a step.
         lr: Learning rate at the start.
         weight_decay: Of the network.
@@ -138,6 +140,7 @@ def train(
     seed_everything(seed)
     model = build(config)
     steps = epochs * -(-len(cast(Sized, train_set)) // batch_size)
+    steps = min(steps, max_steps) if max_steps >= 0 else steps
     classifier = Classifier(
         model,
         lr=lr,
@@ -152,6 +155,7 @@ def train(
         val_set,
         out=out,
         epochs=epochs,
+        max_steps=max_steps,
         batch_size=batch_size,
         seed=seed,
         **options,
