@@ -39,9 +39,9 @@ WORKED_WEIGHTS = {
 
 def cases() -> list[Case]:
     """Returns the cases, cheapest first."""
-    from cgd.bench_accuracy import accuracy
+    from cgd.bench_accuracy import accuracy, accuracy_long
 
-    return [overhead, parity, latency, accuracy]
+    return [overhead, parity, latency, accuracy, accuracy_long]
 
 
 def has(module: str, run: Run) -> bool:
@@ -223,13 +223,12 @@ def _module_latency(run: Run, *, compiled: bool) -> None:
     mode = "compiled" if compiled else "eager"
     per_arm: dict[str, list[Interval]] = {name: [] for name in names if name != "se"}
     for shape in _shapes(run):
-        x = torch.randn(shape)
-        arms = {}
+        torch._dynamo.reset()  # or the number of recompilations of one function runs out
+        x, arms = torch.randn(shape), {}
         for name in names:
             factory = attention(name)
             assert factory is not None  # noqa: S101 - every arm here is a module
             module = factory(shape[1]).eval()
-            torch._dynamo.reset()
             arms[name] = torch.compile(module, fullgraph=name == "cgd") if compiled else module
             arms[name](x)
             run.say(f"{mode} {name} at {shape}")
