@@ -110,7 +110,9 @@ class Store(contextlib.AbstractContextManager["Store"]):
             ) from None
 
     def _migrate(self) -> None:
+        self._db.execute("BEGIN")  # one snapshot, while another process may be making the file
         version = self._version()
+        self._db.execute("COMMIT")
         self._use_wal()
         self._db.execute("PRAGMA synchronous = FULL")
         if version == len(_MIGRATIONS):
@@ -124,7 +126,7 @@ class Store(contextlib.AbstractContextManager["Store"]):
         self._db.execute("COMMIT")
 
     def _version(self) -> int:
-        """Returns the schema version of the file, 0 for an empty one."""
+        """Returns the schema version of the file, 0 for an empty one; inside a transaction."""
         version = int(self._db.execute("PRAGMA user_version").fetchone()[0])
         ours = self._db.execute("PRAGMA application_id").fetchone()[0] == _APPLICATION_ID
         empty = not self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]

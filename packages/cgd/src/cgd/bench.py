@@ -172,7 +172,7 @@ def _by_hand(x: Any) -> Any:
     return x * (1 + z[:, :, None, None])
 
 
-@case("latency", budget_s={"quick": 45, "claims": 400, "full": 400})
+@case("latency", budget_s={"quick": 40, "claims": 400, "full": 400})
 def latency(run: Run) -> None:
     """Time of the gate against timm's modules, of the fused network, and of the pooling."""
     import torch

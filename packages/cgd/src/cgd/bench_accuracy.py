@@ -119,16 +119,16 @@ def _tasks(run: Run) -> list[Task]:
     from effcv.data import load
 
     quick = run.profile == "quick"
-    steps = 80 if quick else 400
+    steps, tested = (50, 2_000) if quick else (400, 10_000)
     try:
         load("fashion")
-        grey = Task("fashion", MOBILENET, 1, 10, steps, 60_000, 10_000)
+        grey = Task("fashion", MOBILENET, 1, 10, steps, 60_000, tested)
     except DataError as error:
         run.note(f"Fashion-MNIST is absent, 5,000 digits of MNIST stand in: {error}")
         grey = Task("mnist5k", MOBILENET, 1, 10, steps, 4_000, 1_000)
-    steps = 200 if quick else 300
+    steps, drawn, tested = (120, 3_200, 1_000) if quick else (300, 12_800, 3_000)
     cues = ("global",) if quick else ("global", "local")
-    colour = [Task(f"colour-{cue}", RESNET, 3, 8, steps, 12_800, 3_000) for cue in cues]
+    colour = [Task(f"colour-{cue}", RESNET, 3, 8, steps, drawn, tested) for cue in cues]
     return [grey, *colour]
 
 
