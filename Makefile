@@ -5,6 +5,7 @@ MEMBERS := shared benchmarks $(sort $(wildcard packages/*))
 INPUTS := constraints.txt pyproject.toml $(addsuffix /pyproject.toml,$(MEMBERS)) $(shell find packages -path '*/native/*' -type f 2>/dev/null)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export EFFCV_REQUIRE_NATIVE := 1
+export NO_MKDOCS_2_WARNING := 1
 
 .PHONY: help setup test test-slow bench bench-smoke lint types data peers dist docs clean
 

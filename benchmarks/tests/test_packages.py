@@ -3,6 +3,7 @@
 import ast
 import importlib
 import importlib.metadata
+import importlib.util
 import json
 import re
 import subprocess
@@ -15,6 +16,11 @@ ROOT = Path(__file__).resolve().parents[2]
 MEMBERS = sorted(path.parent for path in ROOT.glob("*/pyproject.toml")) + sorted(
     path.parent for path in ROOT.glob("packages/*/pyproject.toml")
 )
+MEMBERS = [
+    folder
+    for folder in MEMBERS
+    if any(importlib.util.find_spec(i.parent.name) for i in folder.glob("src/*/__init__.py"))
+]
 FOLDERS = [folder for folder in MEMBERS if folder.parent.name == "packages"]
 BUDGET_S = {"smoke": 15, "quick": 120, "claims": 3600}
 

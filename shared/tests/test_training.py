@@ -4,9 +4,7 @@ Judges: uninterrupted runs, a plain PyTorch loop without Lightning, torch's own 
 the operating system (real signals, SIGKILL, file size limits).
 """
 
-import itertools
 import json
-import multiprocessing
 import os
 import random
 import resource
@@ -22,14 +20,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from lightning.pytorch import Callback, Trainer
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 
 from effcv.errors import ArgumentError, CheckpointError, Interrupted, TrainingError
 from effcv.runtime import callbacks, training
-from effcv.runtime.data_order import ResumableLoader, SeededSampler
+from effcv.runtime.data_order import SeededSampler
 from effcv.runtime.seed import derive, seed_everything
 
 SCRIPT = Path(__file__).with_name("train_worker.py")
@@ -50,134 +46,9 @@ def with_stops(out, stops, **options):
     return outcome(*worker.train(out, resume=bool(stops), **options))
 
 
-def in_child(function, *args):
-    """Runs a function in a forked process, which needs no second import of torch."""
-    child = multiprocessing.get_context("fork").Process(target=function, args=args)
-    child.start()
-    return child
-
-
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
     return with_stops(tmp_path_factory.mktemp("reference") / "run", [])
-
-
-# --- the order of data -------------------------------------------------------------------------
-
-
-@settings(deadline=None)
-@given(
-    length=st.integers(1, 60),
-    batch_size=st.integers(1, 9),
-    world_size=st.integers(1, 4),
-    epoch=st.integers(0, 3),
-)
-def test_ranks_together_see_what_one_process_with_the_whole_batch_sees(
-    length, batch_size, world_size, epoch
-):
-    if length < world_size:
-        with pytest.raises(ArgumentError):
-            SeededSampler(length, batch_size=batch_size, world_size=world_size)
-        return
-    alone = SeededSampler(length, batch_size=batch_size * world_size, seed=5)
-    ranks = [
-        SeededSampler(length, batch_size=batch_size, seed=5, rank=rank, world_size=world_size)
-        for rank in range(world_size)
-    ]
-    for sampler in (alone, *ranks):
-        sampler.set_epoch(epoch)
-    together = [[*itertools.chain(*parts)] for parts in zip(*ranks, strict=True)]
-    assert len({len(list(rank)) for rank in ranks} | {len(rank) for rank in ranks}) == 1
-    for step, expected in zip(together, alone, strict=False):
-        assert step == expected[: len(step)]
-    seen = [*itertools.chain(*together)]
-    assert len(seen) == len(set(seen)) > length - world_size
-
-
-def test_the_order_depends_on_seed_and_epoch_and_holds_every_sample_once():
-    def order(seed, epoch):
-        sampler = SeededSampler(100, batch_size=7, seed=seed)
-        sampler.set_epoch(epoch)
-        return [*itertools.chain(*sampler)]
-
-    assert order(0, 0) == order(0, 0)
-    assert len({tuple(order(seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}) == 4
-    assert sorted(order(3, 4)) == list(range(100))
-    unshuffled = SeededSampler(10, batch_size=3, shuffle=False)
-    assert list(unshuffled) == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
-
-
-def loader(workers=0, **options):
-    return ResumableLoader(
-        worker.Points(), SeededSampler(50, batch_size=8, **options), workers=workers
-    )
-
-
-@settings(deadline=None)
-@given(stop=st.integers(0, 7), epoch=st.integers(0, 3))
-def test_a_loader_goes_on_after_the_last_batch_handed_out(stop, epoch):
-    first = loader()
-    first.sampler.set_epoch(epoch)
-    batches = list(first)
-    halfway = iter(first)
-    for _ in range(stop):
-        next(halfway)
-    second = loader()
-    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
-    rest = list(second) if stop else batches
-    assert worker.fingerprint(rest) == worker.fingerprint(batches[stop:])
-    second.sampler.set_epoch(epoch + 1)
-    assert len(list(second)) == 7
-
-
-def test_workers_change_no_sample_and_what_they_fetch_ahead_is_not_counted():
-    apart, before = loader(workers=2), torch.get_rng_state()
-    halfway = iter(apart)
-    next(halfway)
-    time.sleep(0.3)  # time to fetch ahead
-    assert apart.state_dict()["batches"] == 1
-    assert torch.equal(torch.get_rng_state(), before)
-    assert worker.fingerprint(list(loader(workers=2))) == worker.fingerprint(list(loader()))
-
-
-def test_a_sample_draws_anew_in_every_epoch():
-    data = loader(shuffle=False)
-    first = torch.cat([points for points, _ in data])
-    data.sampler.set_epoch(1)
-    second = torch.cat([points for points, _ in data])
-    assert (first != second).all()
-
-
-def test_a_process_with_a_loader_half_read_ends_at_once():
-    kept = []
-
-    def leave():
-        kept.append(iter(loader(workers=2)))
-        next(kept[0])
-
-    child = in_child(leave)
-    child.join(30)
-    assert child.exitcode == 0
-
-
-def test_a_loader_of_another_order_refuses_the_state():
-    state = loader().state_dict()
-    for change in ({"seed": 1}, {"batch_size": 4}):
-        options = {"batch_size": 8} | change
-        other = ResumableLoader(worker.Points(), SeededSampler(50, **options))
-        with pytest.raises(CheckpointError, match=f"{next(iter(change))} [08], found [14]"):
-            other.load_state_dict(state)
-
-
-def test_a_data_set_that_keeps_an_epoch_is_told_it(tmp_path):
-    epochs = []
-
-    class Told(worker.Points):
-        def set_epoch(self, epoch):
-            epochs.append(epoch)
-
-    training.fit(worker.Net(), Told(), out=tmp_path, epochs=3, batch_size=8, device="cpu")
-    assert epochs == [0, 1, 2]
 
 
 # --- exact resume ------------------------------------------------------------------------------
@@ -250,7 +121,7 @@ def test_a_loop_without_lightning_gives_the_same_bits(tmp_path, reference):
     average = AveragedModel(module, avg_fn=get_ema_avg_fn(0.9), use_buffers=True)
     setup = module.configure_optimizers()
     optimizer, scheduler = setup["optimizer"], setup["lr_scheduler"]["scheduler"]
-    data, step = loader(), 0
+    data, step = worker.loader(), 0
     for epoch in range(3):
         data.sampler.set_epoch(epoch)
         for index, batch in enumerate(data):
@@ -294,10 +165,10 @@ def test_sigint_ends_with_130_and_a_second_signal_at_once(tmp_path):
                 time.sleep(60)
 
     number = signal.SIGINT
-    once = in_child(
+    once = worker.in_child(
         lambda: worker.train(tmp_path / "once", callbacks=[worker.SignalAt(4, "step", number)])
     )
-    twice = in_child(lambda: worker.train(tmp_path / "twice", callbacks=[Stuck()]))
+    twice = worker.in_child(lambda: worker.train(tmp_path / "twice", callbacks=[Stuck()]))
     once.join(60)
     assert once.exitcode == 130
     assert torch.load(tmp_path / "once" / "last.ckpt", weights_only=True)["global_step"] == 5
@@ -320,7 +191,7 @@ def test_sigkill_at_any_instant_leaves_a_run_that_resumes(tmp_path, kills):
 
     draw, epochs = random.Random(3), 0
     for _ in range(kills):
-        child = in_child(run)
+        child = worker.in_child(run)
         child.join(draw.uniform(0.1, 0.4))  # most of which it spends writing a checkpoint
         child.kill()
         child.join()
@@ -387,7 +258,7 @@ def test_a_full_disk_is_one_error_and_the_previous_checkpoint_survives(tmp_path)
             assert "last.ckpt could not be written: File too large" in str(error)  # noqa: PT017
             os._exit(44)
 
-    child = in_child(run)
+    child = worker.in_child(run)
     child.join(30)
     assert child.exitcode == 44
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 7
@@ -407,7 +278,7 @@ def test_a_read_only_folder_is_refused_before_any_step():
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o555)
         for out in (Path(folder), Path(folder) / "new"):
-            child = in_child(run, out)
+            child = worker.in_child(run, out)
             child.join(30)
             assert child.exitcode == 44
 
@@ -499,7 +370,7 @@ def test_the_pieces_work_in_a_trainer_of_ones_own(tmp_path):
             plugins=callbacks.AtomicCheckpointIO(),
         )
         module = worker.Net()
-        engine.fit(module, loader(), loader(shuffle=False), **options)
+        engine.fit(module, worker.loader(), worker.loader(shuffle=False), **options)
         return worker.fingerprint(module.state_dict())
 
     assert run() == run(ckpt_path=tmp_path / "last.ckpt")

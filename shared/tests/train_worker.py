@@ -5,6 +5,7 @@ python train_worker.py OUT [JSON]: runs `train` with the keywords in JSON, print
 
 import hashlib
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -17,6 +18,7 @@ from torch import nn
 from torch.nn import functional
 
 from effcv.runtime import training
+from effcv.runtime.data_order import ResumableLoader, SeededSampler
 
 
 class Points(torch.utils.data.Dataset):
@@ -32,6 +34,10 @@ class Points(torch.utils.data.Dataset):
     def __getitem__(self, index):
         noise = 0.1 * torch.randn(8) + float(np.random.rand()) + random.random()  # noqa: NPY002
         return self.points[index] + noise, int(self.points[index, 0] > 0)
+
+
+def loader(workers=0, **options):
+    return ResumableLoader(Points(), SeededSampler(50, batch_size=8, **options), workers=workers)
 
 
 class Net(LightningModule):
@@ -104,6 +110,13 @@ def train(out, *, net=None, schedule="step", val=True, length=50, **options):
     defaults["monitor"] = "val_loss" if val else None
     result = training.fit(module, data, data if val else None, out=out, **defaults | options)
     return module, result
+
+
+def in_child(function, *args):
+    """Runs a function in a forked process, which needs no second import of torch."""
+    child = multiprocessing.get_context("fork").Process(target=function, args=args)
+    child.start()
+    return child
 
 
 def fingerprint(state):
