@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from effcv.bench import Claim, Measure
 
+_OF_AN_ARM = ("scores",)  # what a single seed gave: differs by arm, so it names no column
 VERDICTS = {True: "held", False: "missed", None: "not judged"}
 
 
@@ -56,6 +57,8 @@ def verdict(claim: Claim) -> str:
 def column(measure: Measure) -> str:
     """Returns what a measure is of, without its arm: ``time, batch 1``."""
     config = (
-        f"{k} {number(v) if type(v) in (int, float) else v}" for k, v in measure.config.items()
+        f"{k} {number(v) if type(v) in (int, float) else v}"
+        for k, v in measure.config.items()
+        if k not in _OF_AN_ARM
     )
     return ", ".join([measure.name, *config])
