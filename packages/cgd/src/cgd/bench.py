@@ -25,7 +25,7 @@ SHAPES = (
 )
 QUICK_SHAPES = SHAPES[:3]
 
-# Section 8 of the paper's method written out by hand in float64: input, parameters, gate.
+# A worked example small enough to follow by hand; `_by_hand` gives its gate in float64.
 WORKED_INPUT = [[[1, 2], [3, 0]], [[-1, 0], [2, 1]], [[0.5, 0.5], [0.5, 2.5]]]
 WORKED_WEIGHTS = {
     "w0": [0.5, -1, 2],
