@@ -17,7 +17,7 @@ setup: $(STAMP) ## Make .venv with every package, editable, and the tools
 $(STAMP): $(INPUTS)
 	python3 -m venv .venv && $(PY) -m pip install -q -c constraints.txt pip && $(PY) -m pip install -q -c constraints.txt --group dev
 	$(PY) -m pip install -q -c constraints.txt --no-build-isolation $(foreach m,$(MEMBERS),-e '$(m)[all,peers]')
-	@touch $@
+	$(PY) -m pip install -q --no-deps panopticapi-lite==0.2.0 && touch $@
 
 test: $(STAMP) ## Run the tests, without those that take minutes
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto -m "not slow"
