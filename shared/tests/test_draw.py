@@ -129,6 +129,25 @@ def test_every_kind_of_target_is_drawn_over_its_image(name):
     assert (name == "class") == np.array_equal(shown, draw.picture(GREY, zoom=4))
 
 
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_contact_sheet_shows_every_item_and_names_every_category(name):
+    dataset = Items(name.split()[0], TARGETS[name])
+    sheet = draw.contact_sheet(dataset, zoom=4)
+    tall = 32 + draw.TEXT_SIZE + 6 + 2 * draw.GAP
+    assert sheet.shape[0] > tall
+    if name != "class":
+        assert (sheet == BLUE).all(-1).any()  # the legend's swatch of the road
+        assert sheet.shape[1] >= 2 * 40
+
+
+def test_a_contact_sheet_takes_sets_of_images_alone():
+    from effcv.data import load
+
+    photos = draw.contact_sheet(load("photos", split="test"), count=2, zoom=1)
+    digits = draw.contact_sheet(load("digits8"), count=3, columns=2)
+    assert photos.ndim == digits.ndim == 3
+
+
 def test_panels_have_room_for_every_image_and_title():
     sheet = draw.panels([GREY] * 5, list("abcde"), columns=2, zoom=4, heading="Five")
     smaller = draw.panels([GREY] * 5, columns=2, zoom=4)

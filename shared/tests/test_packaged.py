@@ -140,7 +140,7 @@ def test_a_damaged_table_in_an_installed_package_is_named(damage, tmp_path, monk
         path.unlink()
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(DataError, match=str(path)):
-        packaged._csv(packaged._installed("digits8", "toy", "datasets/data/digits.csv.gz"), (9, 9))
+        packaged._csv(packaged.installed("digits8", "toy", "datasets/data/digits.csv.gz"), (9, 9))
 
 
 def test_fashion_that_was_not_fetched_names_the_command_and_what_needs_none(tmp_path, monkeypatch):

