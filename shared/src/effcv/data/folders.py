@@ -47,7 +47,7 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
             raise DataError(f"{root} holds {wrong}, expected one folder of images per class")
         self.samples: list[tuple[Path, int]] = []
         for folder in found:
-            files = sorted(path for path in (root / folder).rglob("[!.]*") if _is_image(path))
+            files = sorted(path for path in (root / folder).rglob("[!.]*") if is_image(path))
             if not files:
                 raise DataError(f"{root / folder} holds no image, expected at least one")
             label = self.classes.index(folder)
@@ -85,7 +85,7 @@ def _class_folders(root: Path, layout: str, split: Split) -> ImageFolder:
         expected = " or ".join(f"{name}/" for name in _FOLDERS[split])
         raise DataError(f"{root} holds no {expected} for the split {split!r}")
     home, train = homes[0], root / "train"
-    if not _subfolders(home) and any(map(_is_image, home.iterdir())):
+    if not _subfolders(home) and any(map(is_image, home.iterdir())):
         raise DataError(f"{home} holds images outside class folders: move each into its class's")
     classes = _subfolders(train if train.is_dir() else home)
     strange = [name for name in classes if not WNID.fullmatch(name)]
@@ -99,5 +99,6 @@ def _subfolders(root: Path) -> list[str]:
     return sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-def _is_image(path: Path) -> bool:
+def is_image(path: Path) -> bool:
+    """Tells whether a path is a file with the ending of an image."""
     return bool(EXTENSIONS.fullmatch(path.suffix)) and path.is_file()

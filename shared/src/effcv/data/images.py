@@ -98,7 +98,7 @@ def _decode(stream: BinaryIO, max_pixels: int) -> Pixels:
     image.decodermaxblock = max(image.decodermaxblock, 8 * width)  # else quadratic in the width
     image.load()
     if image.format == "PNG":
-        _check_png(stream)
+        check_png(stream)
     pixels = _pixels(image, rawmode, stream)
     try:
         orientation = int(image.getexif().get(ExifTags.Base.Orientation, 1))
@@ -144,8 +144,12 @@ def _check_tiff(image: TiffImagePlugin.TiffImageFile) -> None:
         raise DataError(f"is a damaged TIFF: its strips end before its {image.height} rows")
 
 
-def _check_png(stream: BinaryIO) -> None:
-    """Checks what Pillow does not: each chunk's CRC, and that the data fill the announced rows."""
+def check_png(stream: BinaryIO) -> None:
+    """Checks what decoders do not: each chunk's CRC, and that the data fill the announced rows.
+
+    Raises:
+        DataError: The file is not sound; the message has no name in it.
+    """
     stream.seek(8)
     kind, needed, inflater = b"", 0, zlib.decompressobj()
     while kind != b"IEND":

@@ -16,6 +16,7 @@ and a label is a place in the dataset's ``classes``, from 0; there is no backgro
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
@@ -82,7 +83,7 @@ class Categories(Sequence[Category]):
         if not self._items:
             raise ArgumentError("a set needs at least one category")
         for values, what in ((self.names, "name"), ([c.id for c in self._items], "id")):
-            twice = sorted({value for value in values if list(values).count(value) > 1})
+            twice = [value for value, times in Counter(values).items() if times > 1]
             if twice:
                 raise ArgumentError(f"two categories have the {what} {twice[0]!r}")
 
@@ -255,6 +256,9 @@ def encode_ids(id_map: IdMap) -> npt.NDArray[np.uint8]:
 
 def decode_ids(colours: npt.NDArray[np.uint8]) -> IdMap:
     """Returns the id map (H, W) int32 of COCO-panoptic's colours (H, W, 3) in RGB order."""
-    wide = np.zeros((*colours.shape[:2], 4), dtype=np.uint8)
-    wide[..., :3] = colours
-    return wide.view("<i4")[..., 0].astype(np.int32, copy=False)
+    import cv2
+
+    if not colours.size:
+        return np.zeros(colours.shape[:2], dtype=np.int32)
+    wide = cv2.cvtColor(colours, cv2.COLOR_RGB2RGBA).view("<i4")[..., 0]
+    return np.asarray(wide & MAX_ID, dtype=np.int32)  # alpha is the high byte

@@ -60,7 +60,7 @@ class Common:
     seed: Annotated[int, Parameter(validator=Number(gte=0))] = 0
     device: str = "auto"
     threads: Annotated[int | None, Parameter(validator=Number(gte=1))] = None
-    out: Path | None = None
+    out: Annotated[Path | None, Parameter(alias="-o")] = None
     json: Annotated[bool, Parameter(negative="")] = False
     resume: Annotated[bool, Parameter(negative="")] = False
     config: Path | None = None

@@ -1,0 +1,88 @@
+"""Semantic maps in plain folders: one PNG of category ids for each image, of the same name.
+
+    DIR/images/{train,val}/NAME.png (or another format)
+    DIR/{annotations,masks,labels}/{train,val}/NAME.png
+    DIR/categories.json, or DIR/classes.txt with a name a line, whose ids count from 0
+
+255 marks pixels that do not count. Items come in the order of their names.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+import effcv.data.annotations as notes
+from effcv.data import Split
+from effcv.data import labels as maps
+from effcv.data.annotations import Problems
+from effcv.data.folders import is_image
+from effcv.data.labels import FOLDERS, FileSet, Progress, Size
+from effcv.data.targets import Categories, Category, DenseSet
+from effcv.errors import ArgumentError, DataError
+
+LABELS = ("annotations", "masks", "labels")
+
+
+class SemanticFolder(FileSet):
+    """A split of such a folder.
+
+    Args:
+        root: The folder.
+        split: ``"train"`` or ``"test"``.
+        problems: Receives the images without a label map; by default the first is raised.
+
+    Raises:
+        DataError: The split or the classes are absent or damaged, or the first problem.
+    """
+
+    def __init__(self, root: Path, split: Split, problems: Problems) -> None:
+        categories = notes.read_categories(root, _classes(root), problems)
+        super().__init__(name="semantic", split=split, task="semantic", categories=categories)
+        tags = [(tag, top) for tag in FOLDERS[split] for top in LABELS]
+        pairs = [(root / "images" / tag, root / top / tag) for tag, top in tags]
+        found = [pair for pair in pairs if pair[0].is_dir() and pair[1].is_dir()]
+        if not found:
+            raise DataError(f"{root} holds no {pairs[0][0]} with {pairs[0][1]} beside it")
+        self.root, self.labels = found[0]
+        names = sorted(path.name for path in self.root.iterdir() if is_image(path))
+        if not names:
+            raise DataError(f"{self.root} holds no image, expected at least one")
+        self.names = []
+        for name in names:
+            with problems.at(self.root, name):
+                notes.contained(self.labels, f"{Path(name).stem}.png")
+                self.names.append(name)
+
+    def target(self, index: int, size: Size) -> Tensor:
+        """Reads the labels (H, W) int64 of an item.
+
+        Raises:
+            DataError: The map is absent, damaged, of another size, or has an unknown id.
+        """
+        name = f"{Path(self.names[index]).stem}.png"
+        return maps.read_semantic(self.labels, name, self.categories, size=size)
+
+
+def _classes(root: Path) -> Categories | None:
+    file = root / "classes.txt"
+    if not file.exists():
+        return None
+    try:
+        text = notes.read_bytes(file, limit=1 << 20).decode("utf-8")
+        names = [line.strip() for line in text.splitlines() if line.strip()]
+        return Categories(Category(key, name, isthing=False) for key, name in enumerate(names))
+    except (UnicodeDecodeError, ArgumentError) as error:
+        raise DataError(f"{file} is not a list of classes: {error}") from None
+
+
+def write(dataset: DenseSet, root: Path, *, progress: Progress = iter) -> None:
+    """Writes a semantic set, images as PNG, its maps in gray."""
+    tag = FOLDERS[dataset.split][0]
+    notes.write_categories(root, dataset.categories)
+    for index in progress(range(len(dataset))):
+        image, labels = dataset[index]
+        name = maps.save_image(root / "images" / tag, f"{dataset.stem(index)}.png", image)
+        file = root / LABELS[0] / tag / name
+        maps.write_labels(file, maps.from_labels(labels, dataset.categories))
