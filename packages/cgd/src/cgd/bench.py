@@ -39,9 +39,9 @@ WORKED_WEIGHTS = {
 
 def cases() -> list[Case]:
     """Returns the cases, cheapest first."""
-    from cgd.bench_accuracy import accuracy, accuracy_long
+    from cgd.bench_accuracy import accuracy, colour, colour_long
 
-    return [overhead, parity, latency, accuracy, accuracy_long]
+    return [overhead, parity, latency, accuracy, colour, colour_long]
 
 
 def has(module: str, run: Run) -> bool:

@@ -11,19 +11,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor, nn
 
 from cgd.config import load_model
 from cgd.evaluate import normalise
 from cgd.modules import Gate
-from cgd.tasks import CLASSES, SIZE, colour_task
-from effcv.data import images
+from cgd.tasks import colour_task
+from effcv.data import draw, images
 
 WEIGHTS = ("colour-cgd", "colour-none")
 SHOWN, HEAT_ROWS, TESTED = 6, 40, 1_000  # picture pairs, rows of gates each half, test pictures
-ZOOM, GAP, MARGIN = 4, 14, 28  # pixels
-INK, PAPER, GOOD, BAD = (32, 33, 36), (255, 255, 255), (24, 128, 56), (179, 38, 30)
+ZOOM, HEAT_PIXELS = 5, 166
+SEED_APART = 1_000_000  # the demo's pictures are none that training or its test has seen
 
 
 def shipped(name: str) -> nn.Module:
@@ -41,15 +41,15 @@ def run_demo(path: Path, *, seed: int = 0) -> dict[str, Any]:
         seed: Of the pictures.
     """
     bright, dark = (
-        colour_task(TESTED // 2, seed=seed, split="demo", mark=mark) for mark in ("bright", "dark")
+        colour_task(TESTED // 2, seed=SEED_APART + seed, split="test", mark=mark)
+        for mark in ("bright", "dark")
     )
     pixels = torch.cat([bright.images, dark.images])
     labels = torch.cat([bright.labels, dark.labels])
     with_gates, without = (shipped(name) for name in WEIGHTS)
     gates, answers = _gates_and_answers(with_gates, pixels)
     plain = without(normalise(pixels)).argmax(1)
-    sheet = _draw(pixels, labels, answers, plain, gates)
-    images.write(path, np.asarray(sheet))
+    images.write(path, _draw(pixels, labels, answers, plain, gates, bright.classes))
     scores: dict[str, Any] = {"picture": str(path), "pictures": TESTED}
     for name, given in (("with gates", answers), ("without", plain)):
         right = given == labels
@@ -76,40 +76,41 @@ def _gates_and_answers(model: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor
 
 
 def _draw(
-    pixels: Tensor, labels: Tensor, answers: Tensor, plain: Tensor, gates: Tensor
-) -> Image.Image:
+    pixels: Tensor,
+    labels: Tensor,
+    answers: Tensor,
+    plain: Tensor,
+    gates: Tensor,
+    classes: tuple[str, ...],
+) -> draw.Picture:
     """Pairs of pictures with both networks' answers on top, the gates of many pictures below."""
-    side, half = SIZE * ZOOM, len(pixels) // 2
-    width = 2 * MARGIN + SHOWN * side + (SHOWN - 1) * GAP
-    row = side + 52
-    heat_height = 4 * HEAT_ROWS + 6
-    sheet = Image.new("RGB", (width, 2 * MARGIN + 44 + 2 * row + 48 + heat_height), PAPER)
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
-    pen.text((MARGIN, MARGIN), "The corner mark says which patch counts: bright, the red one; "
-             "dark, the blue one. Answers: degrees/period.", INK, font)  # fmt: skip
-    for line, start in enumerate((0, half)):
-        top = MARGIN + 36 + line * row
-        for column in range(SHOWN):
-            index, left = start + column, MARGIN + column * (side + GAP)
-            picture = Image.fromarray(pixels[index].permute(1, 2, 0).numpy())
-            sheet.paste(picture.resize((side, side), Image.Resampling.NEAREST), (left, top))
-            for place, (word, answer) in enumerate((("CGD", answers), ("none", plain))):
-                right = bool(answer[index] == labels[index])
-                text = f"{word}: {CLASSES[int(answer[index])].replace(' deg, period ', '/')}"
-                mark = "right" if right else "wrong"
-                at = (left, top + side + 3 + 18 * place)
-                pen.text(at, f"{text} {mark}", GOOD if right else BAD, ImageFont.load_default(13))
-    top = MARGIN + 36 + 2 * row + 8
-    pen.text((MARGIN, top), "The gates of one layer: a row a picture, a column a channel; blue "
-             "closes it, red opens it.", INK, font)  # fmt: skip
-    pen.text((MARGIN, top + 20), "Upper half: bright marks. Lower half: the same pictures with "
-             "dark marks.", INK, font)  # fmt: skip
-    heat = _heat(gates, half).resize((width - 2 * MARGIN, heat_height), Image.Resampling.NEAREST)
-    sheet.paste(heat, (MARGIN, top + 48))
-    return sheet
+    half = len(pixels) // 2
+    chosen = [start + column for start in (0, half) for column in range(SHOWN)]
+
+    def answer(name: str, given: Tensor, place: int) -> str:
+        verdict = "right" if given[place] == labels[place] else "WRONG"
+        return f"{name}: {classes[int(given[place])]} {verdict}"
+
+    titles = [f"{answer('CGD', answers, at)}\n{answer('none', plain, at)}" for at in chosen]
+    upper = draw.panels(
+        [pixels[place] for place in chosen],
+        titles,
+        columns=SHOWN,
+        zoom=ZOOM,
+        heading="The corner mark says which shape counts: bright, the red one; dark, the blue one.",
+    )
+    wide = upper.shape[1] - 2 * draw.GAP
+    heat = Image.fromarray(_heat(gates, half)).resize((wide, HEAT_PIXELS), Image.Resampling.NEAREST)
+    lower = draw.panels(
+        [np.asarray(heat)],
+        ["Upper half: bright marks. Lower half: the same pictures with dark marks."],
+        heading="The gates of one layer: a row a picture, a column a channel; blue closes it, "
+        "red opens it.",
+    )
+    return np.concatenate([upper, lower])
 
 
-def _heat(gates: Tensor, half: int) -> Image.Image:
+def _heat(gates: Tensor, half: int) -> draw.Picture:
     """Colours z in (-1, 1) from blue over white to red; a white line parts the two halves."""
     z = gates.numpy()
     strength = max(float(np.abs(z).max()), 1e-6)
@@ -117,4 +118,4 @@ def _heat(gates: Tensor, half: int) -> Image.Image:
     level = (rows / strength)[..., None]
     red, blue = np.array([179, 38, 30]), np.array([33, 102, 172])
     colour = np.where(level > 0, red, blue)
-    return Image.fromarray((255 + (colour - 255) * np.abs(level)).round().astype(np.uint8))
+    return (255 + (colour - 255) * np.abs(level)).round().astype(np.uint8)
