@@ -3,11 +3,13 @@ PY     := .venv/bin/python
 STAMP  := .venv/.stamp
 MEMBERS := shared benchmarks $(sort $(wildcard packages/*))
 INPUTS := constraints.txt pyproject.toml $(addsuffix /pyproject.toml,$(MEMBERS)) $(shell find packages -path '*/native/*' -type f 2>/dev/null)
+READERS := coco-panoptic coco-instances voc voc-segmentation cityscapes semantic
+FUZZ_S ?= 60
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export EFFCV_REQUIRE_NATIVE := 1
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help setup test test-slow bench bench-smoke lint types data peers dist docs clean
+.PHONY: help setup test test-slow bench bench-smoke fuzz lint types data peers dist docs clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' Makefile
@@ -32,6 +34,9 @@ bench: $(STAMP) ## Run the bench (profile quick: two minutes a package)
 bench-smoke: $(STAMP) ## Run the exact claims only (seconds)
 	.venv/bin/effcv-bench run --profile smoke
 
+fuzz: $(STAMP) ## Fuzz the readers of dense labels (FUZZ_S seconds each)
+	mkdir -p .fuzz && for r in $(READERS); do (cd .fuzz && ../$(PY) ../shared/tests/fuzz_readers.py $$r -max_total_time=$(FUZZ_S) -verbosity=0) || exit 1; done
+
 lint: $(STAMP) ## Check style, types, imports between packages, declared dependencies
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && $(MAKE) --no-print-directory types
 	$(PY) .ci/lines.py && $(PY) .ci/contracts.py > .importlinter && .venv/bin/lint-imports
@@ -54,4 +59,4 @@ docs: $(STAMP) ## Build the documentation into site/
 	.venv/bin/mkdocs build -q --strict
 
 clean: ## Remove what was built; the fetched data stays
-	rm -rf .venv .peers .bench dist site build .importlinter .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .peers .bench .fuzz dist site build .importlinter .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -14,12 +14,12 @@ from collections import Counter
 from pathlib import Path
 
 CORE = Path(__file__).resolve().parents[1] / "shared" / "src" / "effcv"
-CASES = CORE / "metrics" / "bench.py"
-BUDGETS = {  # frame: errors, bench types, runtime
+CASES = ("cases.py", "data/bench.py", "metrics/bench.py", "metrics/oracles.py")
+BUDGETS = {  # frame: errors, bench types, runtime; cases: what the bench runs of the core
     "frame": 1_500,
     "data": 2_950,
     "metrics": 850,
-    "cases": 300,
+    "cases": 360,
 }
 
 
@@ -41,7 +41,8 @@ def main() -> int:
     """Prints the count of each part beside its budget."""
     found: Counter[str] = Counter()
     for path in CORE.glob("**/*.py"):
-        part = "cases" if path == CASES else path.relative_to(CORE).parts[0]
+        name = path.relative_to(CORE).as_posix()
+        part = "cases" if name in CASES else name.partition("/")[0]
         found[part if part in BUDGETS else "frame"] += lines_of_code(path)
     for part, budget in BUDGETS.items():
         print(f"core: {part:8} {found[part]:5,} lines of code, at most {budget:,}")

@@ -8,7 +8,7 @@ import torch
 
 from effcv.errors import ArgumentError
 from effcv.metrics import DetectionAP, coco_ap, voc_ap
-from effcv.metrics.bench import CLASSES, coco_difference, detections, voc_difference
+from effcv.metrics.oracles import CLASSES, coco_difference, detections, voc_difference
 
 ONE = ("thing",)
 

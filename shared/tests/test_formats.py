@@ -421,6 +421,21 @@ def test_make_writes_a_set_that_check_accepts(tmp_path, capsys, monkeypatch):
     assert "needs --out" in capsys.readouterr().err
 
 
+def test_show_draws_a_sheet_and_refuses_what_it_cannot(tmp_path, capsys, monkeypatch):
+    from effcv.data import images
+
+    sheet = tmp_path / "sheet.png"
+    words = ["data", "show", "scenes-boxes", "--count", "2", "--json"]
+    assert run(monkeypatch, *words, "-o", str(sheet)) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts == {"picture": str(sheet), "set": "scenes-boxes", "split": "train", "images": 1200}
+    assert images.read(sheet).std() > 20
+    assert run(monkeypatch, *words, "-o", str(tmp_path / "sheet.bmp")) == 2
+    assert "'.bmp'" in capsys.readouterr().err
+    assert run(monkeypatch, *words, "-o", str(sheet), "--columns", "0") == 2
+    assert run(monkeypatch, "data", "show", str(tmp_path / "nowhere")) == 3
+
+
 def test_check_lists_every_error_with_file_and_record(tmp_path, capsys, monkeypatch):
     formats.write(panoptic_set(), tmp_path, layout="coco-panoptic")
     file = tmp_path / "annotations/panoptic_train.json"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from effcv.data.targets import Categories, Category
 from effcv.errors import ArgumentError, DataError
 from effcv.metrics import PanopticQuality
-from effcv.metrics.bench import (
+from effcv.metrics.oracles import (
     categories,
     degenerate_pairs,
     panoptic_difference,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from effcv.errors import ArgumentError
 from effcv.metrics import BoundaryScores, SegmentationScores, boundary_f, boundary_iou
-from effcv.metrics.bench import miou_difference
+from effcv.metrics.oracles import miou_difference
 
 
 def blobs(seed, classes=4, size=(40, 56)):

@@ -77,7 +77,7 @@ def results_page(records: Sequence[Record]) -> str:
             for claim in record.claims:
                 text = claim.text.replace("|", "\\|")
                 parts.append(f"| {text} | {interval(claim)} | {bound(claim)} | {verdict(claim)} |")
-            parts += ["", *(f"- {note}" for note in record.notes)]
+            parts += ["", *(f"- {note}" for note in record.notes), *[""] * bool(record.notes)]
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -98,4 +98,5 @@ def origin(record: Record) -> str:
 
 def machine(record: Record) -> str:
     """Returns the processor of a record and how many of its cores were used."""
-    return f"{record.env.get('cpu')}, {record.env.get('cores')} cores"
+    cores = record.env.get("cores")
+    return f"{record.env.get('cpu')}, {cores} core{'' if cores == 1 else 's'}"

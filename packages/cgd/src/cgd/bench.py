@@ -39,9 +39,9 @@ WORKED_WEIGHTS = {
 
 def cases() -> list[Case]:
     """Returns the cases, cheapest first."""
-    from cgd.bench_accuracy import accuracy, colour, colour_long
+    from cgd.bench_accuracy import accuracy, colour
 
-    return [overhead, parity, latency, accuracy, colour, colour_long]
+    return [overhead, parity, latency, accuracy, colour]
 
 
 def has(module: str, run: Run) -> bool:

@@ -1,8 +1,8 @@
 """The bench cases on accuracy: the same small network with each module, over paired seeds.
 
 ``accuracy`` is a quarter-width MobileNet-v1, the paper's network, on Fashion-MNIST (the 5,000
-digits of MNIST where it is absent); ``colour`` and ``colour-long`` are a ResNet-8 on the task of
-`cgd.tasks` with its global cue and, as the control, without. One job trains one arm with one seed
+digits of MNIST where it is absent); ``colour`` is a ResNet-8 on the task of `cgd.tasks` with its
+global cue and, as the control, without. One job trains one arm with one seed
 on one thread; as many jobs run at once as there are cores, and each is a function of its arguments
 alone, so the number of cores changes nothing but the time.
 """
@@ -142,12 +142,6 @@ def colour(run: Run) -> None:
     else:
         cues = ("global", "local")
         _compare(run, [Task(f"colour-{cue}", RESNET, 3, 8, 300, 12_800, 3_000) for cue in cues])
-
-
-@case("colour-long", budget_s={"claims": 1500, "full": 1500})
-def colour_long(run: Run) -> None:
-    """The colour task again with the budget of the demo's networks, 800 steps."""
-    _compare(run, [Task("colour-global", RESNET, 3, 8, 800, 12_800, 3_000)])
 
 
 def _compare(run: Run, tasks: Sequence[Task]) -> None:

@@ -17,7 +17,7 @@ and a label is a place in the dataset's ``classes``, from 0; there is no backgro
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
@@ -145,6 +145,9 @@ class DenseSet(Dataset[tuple[Tensor, Any]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Any]:
         raise NotImplementedError
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Any]]:
+        return (self[index] for index in range(len(self)))
 
     def stem(self, index: int) -> str:
         """Returns the file name of an item without its ending; unique in the split."""
