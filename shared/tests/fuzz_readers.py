@@ -105,6 +105,22 @@ def tiny_set(root, layout):
     return f"{layout}:{root}"
 
 
+def wrapping_runs(pixels):
+    """RLE text whose runs have 2**64 + ``pixels`` in all: in 64 bits that is ``pixels``."""
+    step = 2**34 - 1  # the most that each odd run may be above the one before
+    count = next(n for n in range(46_000, 47_000) if step * (n + 1) * (n + 2) // 2 > 2**64 + pixels)
+    rest = 2**64 + pixels - step * count * (count + 1) // 2
+    start, even, odd = map(_code, (rest % count, rest // count, step))
+    return start + odd + even + (odd + "0") * (count - 1)
+
+
+def _code(value):
+    text = ""
+    while value > 15:
+        text, value = text + chr(value % 32 + 80), value // 32
+    return text + chr(value + 48)
+
+
 def read_all(spec):
     """Reads every item; returns False where a `DataError` said no, lets all else through."""
     try:

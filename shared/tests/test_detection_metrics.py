@@ -126,10 +126,33 @@ BAD = {
     "length": ([], [real()], {}, "0 predictions for 1 targets"),
     "labels": ([found((0, 0, 1, 1), scores=[1.0], labels=[1])], [real()], {}, "labels 1 to 1"),
     "scores": ([real()], [real()], {}, "lacks scores"),
-    "count": ([found((0, 0, 1, 1), scores=[1.0, 0.5])], [real()], {}, "1 labels and 2 scores"),
+    "count": (
+        [found((0, 0, 1, 1), scores=[1.0, 0.5])],
+        [real()],
+        {},
+        "1 labels and scores \\(2,\\)",
+    ),
     "NaN": ([found((0, 0, 1, 1), scores=[float("nan")])], [real()], {}, "score that is NaN"),
     "box": ([found((5, 0, 1, 1), scores=[1.0])], [real()], {}, "inside out"),
     "infinite": ([found((0, 0, 1, float("inf")), scores=[1.0])], [real()], {}, "not finite"),
+    "soft masks": (
+        [found((0, 0, 1, 1), scores=[1.0]) | {"masks": np.full((1, 4, 4), 0.9)}],
+        [real((0, 0, 1, 1)) | {"masks": np.ones((1, 4, 4), bool)}],
+        {"iou_type": "segm"},
+        "masks of float64, expected bool",
+    ),
+    "soft labels": (
+        [found((0, 0, 1, 1), scores=[1.0]) | {"labels": np.array([0.5])}],
+        [real()],
+        {},
+        "labels float64",
+    ),
+    "flat labels": (
+        [found((0, 0, 1, 1), scores=[1.0]) | {"labels": np.array([[0]])}],
+        [real()],
+        {},
+        r"int64 \(1, 1\), expected integers",
+    ),
     "masks": ([found(scores=[])], [real()], {"iou_type": "segm"}, "needs masks"),
     "iou_type": ([], [], {"iou_type": "boxes"}, "unknown iou_type 'boxes'"),
 }
@@ -140,6 +163,15 @@ def test_bad_detections_are_one_sentence(name):
     guesses, truths, options, message = BAD[name]
     with pytest.raises(ArgumentError, match=message):
         coco_ap(guesses, truths, classes=ONE, **options)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int8"])
+def test_labels_of_narrow_types_do_not_overflow(kind):
+    most = int(np.iinfo(kind).max)
+    names = [str(n) for n in range(most + 1)]
+    one = found((0, 0, 8, 8), scores=[1.0]) | {"labels": np.array([most], dtype=kind)}
+    truth = {key: one[key] for key in ("boxes", "labels")}
+    assert coco_ap([one], [truth], classes=names).ap == 1.0
 
 
 def test_voc_knows_two_years():

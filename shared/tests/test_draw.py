@@ -24,10 +24,14 @@ def segment(key, category, crowd=0):
 
 
 def test_colours_are_fixed_and_far_apart():
-    found = np.array(draw.colours(50), dtype=float)
-    assert draw.colours(50) == draw.colours(60)[:50]
-    apart = np.abs(found[:, None] - found[None]).sum(-1) + 1e3 * np.eye(50)
-    assert apart.min() > 30
+    import cv2
+
+    assert draw.colours(20) == draw.colours(60)[:20]
+    found = np.array([draw.colours(50)], dtype=np.float32) / 255
+    lab = cv2.cvtColor(found, cv2.COLOR_RGB2Lab)[0]
+    apart = np.linalg.norm(lab[:, None] - lab[None], axis=-1) + 1e3 * np.eye(50)
+    assert apart[:20, :20].min() > 20  # a difference of 2 can be seen side by side
+    assert apart.min() > 5
 
 
 def test_a_category_keeps_its_own_colour():
@@ -54,6 +58,8 @@ def test_a_mask_is_tinted_by_its_share_and_outlined():
     assert shown[0, 0].tolist() == [100, 100, 100]
     assert (shown[2, 4] < 60).all()  # the outline
     assert np.array_equal(GREY, np.full((8, 10, 3), 100))  # the image is not painted over
+    numbers = mask.astype(np.uint8)
+    assert np.array_equal(draw.masks(GREY, numbers, colour=[RED], alpha=0.5), shown)
 
 
 def test_a_later_mask_lies_on_top_and_no_mask_changes_nothing():
@@ -168,6 +174,9 @@ def test_a_title_that_is_too_long_is_cut():
     [
         (lambda: draw.picture(GREY.astype(float)), "uint8"),
         (lambda: draw.picture(GREY, zoom=0), "zoom"),
+        (lambda: draw.picture(GREY, zoom=1000), "10000x8000 pixels, expected at most 64,000,000"),
+        (lambda: draw.panels([GREY] * 99, zoom=99, columns=99), "expected at most 64,000,000"),
+        (lambda: draw.contact_sheet([GREY], zoom=-1), "zoom -1"),
         (lambda: draw.picture(np.zeros((2, 2, 4), np.uint8)), r"\(2, 2, 4\)"),
         (lambda: draw.boxes(GREY, [[1, 2, 3]]), r"\(N, 4\)"),
         (lambda: draw.boxes(GREY, [[1, 2, 3, 4]], ["a", "b"]), "2 words"),

@@ -7,6 +7,7 @@ and Cityscapes, and Pillow (palettes).
 import importlib.util
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,6 @@ spec.loader.exec_module(fuzz)
 
 SIZES = ((1, 1), (7, 9), (33, 16), (5, 64))
 CATEGORIES, THINGS = fuzz.CATEGORIES, fuzz.CATEGORIES.of_kind(things=True)
-
 
 # pycocotools 2.0.11 with numpy 2
 numpy_of_pycocotools = pytest.mark.filterwarnings("ignore:__array__ impl:DeprecationWarning")
@@ -394,7 +394,7 @@ def test_ids_that_a_layout_cannot_hold_are_refused(tmp_path):
     semantic = fuzz.Memory([(image, ids)], task="semantic", categories=high)
     with pytest.raises(DataError, match="'high' has the id 300"):
         formats.write(semantic, tmp_path / "a", layout="semantic")
-    panoptic = fuzz.Memory([], task="panoptic", categories=high)
+    panoptic = fuzz.Memory([None], task="panoptic", categories=high)
     with pytest.raises(DataError, match="expected 1 to 65"):
         formats.write(panoptic, tmp_path / "b", layout="cityscapes")
 
@@ -404,6 +404,20 @@ def test_scenes_are_a_set_by_name(task):
     train, test = data.load(f"scenes-{task}"), data.load(f"scenes-{task}", split="test")
     assert (len(train), len(test), train.task) == (1200, 200, task)
     assert train[0][0].shape == (3, 128, 128)
+
+
+def test_a_refused_set_leaves_no_folder_and_a_folder_may_be_a_path(tmp_path):
+    crowds = panoptic_set()
+    boxes = fuzz.view(crowds, "boxes")
+    with pytest.raises(ArgumentError, match="crowds"):
+        formats.write(boxes, tmp_path / "voc", layout="voc")
+    assert not (tmp_path / "voc").exists()
+    formats.write(crowds, tmp_path / "pan", layout="coco-panoptic")
+    assert len(data.load(tmp_path / "pan")) == len(crowds)
+    with pytest.raises(ArgumentError, match="names no folder"):
+        data.load("voc:")
+    with pytest.raises(ArgumentError, match="spec is 5"):
+        data.load(5)
 
 
 def test_make_writes_a_set_that_check_accepts(tmp_path, capsys, monkeypatch):
@@ -417,6 +431,19 @@ def test_make_writes_a_set_that_check_accepts(tmp_path, capsys, monkeypatch):
     assert found == {"set": str(out), "train": 3, "test": 2, "errors": 0}
     assert run(monkeypatch, *f"data make scenes {flags}".split()) == 2
     assert "already" in capsys.readouterr().err
+    (out / "annotations/panoptic_val.json").unlink()  # as after a stop between the splits
+    shutil.rmtree(out / "val")
+    shutil.rmtree(out / "annotations/panoptic_val")
+    kept = (out / "annotations/panoptic_train.json").stat().st_mtime_ns
+    (out / ".abc.staging.tmp").mkdir()
+    assert run(monkeypatch, *f"data make scenes {flags} {more} --resume".split()) == 0
+    assert (out / "annotations/panoptic_train.json").stat().st_mtime_ns == kept
+    assert not (out / ".abc.staging.tmp").exists()
+    assert run(monkeypatch, "data", "check", out) == 0
+    capsys.readouterr()
+    none = flags.replace("--test-count 2", "--test-count 0")
+    assert run(monkeypatch, *f"data make scenes {none}".split()) == 2
+    assert "--test-count is 0" in capsys.readouterr().err
     assert run(monkeypatch, *["data", "make", "scenes", "--task", "boxes", "--format", "voc"]) == 2
     assert "needs --out" in capsys.readouterr().err
 

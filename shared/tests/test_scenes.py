@@ -307,8 +307,10 @@ def test_void_borders_surround_things_and_leave_the_picture_alone():
         things = ((kinds > 0) & (kinds <= 8)).astype(np.uint8)
         near = cv2.dilate(things, np.ones((5, 5), np.uint8)).astype(bool)
         assert not (near & (kinds > 8)).any()
-        assert (scene.id_map == VOID).any()
-        assert (scene.id_map[~near & (scene.id_map != VOID)] > 0).all()
+        void = scene.id_map == VOID
+        assert (void & near).sum() > 0.9 * void.sum() > 0
+        # What one border has taken of another thing may leave that one's border without a thing.
+        assert not (void & ~cv2.dilate(things, np.ones((9, 9), np.uint8)).astype(bool)).any()
 
 
 def test_crowds_come_on_request():
@@ -402,7 +404,7 @@ def test_the_label_of_a_stamp_is_where_alpha_is_above_one_half():
         ({"things": "sprites"}, "unknown things 'sprites'"),
         ({"stuff": "noise"}, "unknown stuff 'noise'"),
         ({"objects": (0, 3)}, "objects is 0, expected a whole number from 1"),
-        ({"objects": (4, 3)}, "objects is 3, expected a whole number from 4"),
+        ({"objects": (4, 3)}, "objects \\(4, 3\\) .* expected the lesser number first"),
         ({"void_border": True}, "void_border is True"),
         ({"cue": "far"}, "unknown cue 'far'"),
         ({"cue": "global", "mark": "red"}, "unknown mark 'red'"),

@@ -186,3 +186,19 @@ def test_boundary_scores_merge_only_with_their_own_settings():
         whole.merge(BoundaryScores(4, band_px=1))
     with pytest.raises(ArgumentError, match="one image"):
         whole.update(np.zeros((1, 4, 4), int), np.zeros((1, 4, 4), int))
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int64, np.float32])
+@pytest.mark.parametrize("score", [boundary_f, boundary_iou])
+def test_masks_must_be_bool(score, kind):
+    mask = np.zeros((8, 9), dtype=kind)
+    with pytest.raises(ArgumentError, match=r"expected bool \(H, W\)"):
+        score(mask, mask)
+    with pytest.raises(ArgumentError, match=r"one shape, found \(8, 9\) and \(9, 8\)"):
+        score(mask > 0, mask.T > 0)
+
+
+def test_masks_may_be_tensors():
+    mask = torch.zeros(20, 30, dtype=torch.bool)
+    mask[4:9, 5:20] = True
+    assert boundary_f(mask, mask) == boundary_iou(mask, mask.numpy()) == 1.0

@@ -46,6 +46,27 @@ def test_segments_have_area_box_and_category_and_those_without_a_pixel_are_left_
     assert [s["iscrowd"] for s in segments] == [0, 0, 0, 0, 1]
 
 
+@settings(max_examples=80, deadline=None)
+@given(
+    hnp.arrays(
+        np.int32, hnp.array_shapes(min_dims=2, max_dims=2, min_side=0), elements=st.integers(0, 6)
+    ),
+    st.booleans(),
+)
+def test_segments_are_those_that_scipy_finds(id_map, turned):
+    from scipy import ndimage
+
+    id_map = id_map.T if turned else id_map
+    found = {s["id"]: s for s in targets.find_segments(id_map, dict.fromkeys(range(1, 7), 5))}
+    assert list(found) == sorted(set(id_map.ravel().tolist()) - {0})
+    places = ndimage.find_objects(id_map, 6) if id_map.size else []
+    for key, place in enumerate(places, 1):
+        if place is not None:
+            (top, bottom), (left, right) = ((s.start, s.stop) for s in place)
+            assert found[key]["bbox"] == [left, top, right - left, bottom - top]
+            assert found[key]["area"] == (id_map == key).sum()
+
+
 def test_an_id_without_a_category_is_named():
     with pytest.raises(ArgumentError, match="the id 12"):
         targets.find_segments(ID_MAP, {1: 21, 2: 90, 10: 3, 11: 3})
@@ -106,6 +127,21 @@ def test_ids_become_the_colours_of_panopticapi_and_come_back(id_map):
 def test_ids_that_three_bytes_cannot_hold_are_refused(wrong):
     with pytest.raises(ArgumentError, match="16777215"):
         targets.encode_ids(np.array([[wrong]], dtype=np.int64))
+
+
+def test_an_id_map_of_floats_is_refused():
+    with pytest.raises(ArgumentError, match="float32, expected integers"):
+        targets.encode_ids(np.zeros((2, 2), np.float32))
+
+
+def test_more_labels_than_bytes_that_count_are_refused():
+    many = Categories(Category(key, str(key), isthing=key > 9) for key in range(1, 257))
+    segment = {"id": 1, "category_id": 256, "area": 1, "bbox": [0, 0, 1, 1], "iscrowd": 0}
+    id_map = np.ones((1, 1), np.int32)
+    with pytest.raises(ArgumentError, match="256 semantic labels do not fit"):
+        targets.to_semantic(id_map, [segment], many)
+    assert targets.to_semantic(id_map, [segment], many, things="other").item() == 9
+    assert targets.to_semantic(id_map, [segment], Categories(many[1:])).item() == 254
 
 
 def test_categories_translate_between_ids_and_labels():

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterable
+from collections.abc import Collection
 from types import ModuleType
 from typing import Any
 
@@ -86,7 +86,7 @@ class Interrupted(EffcvError, SystemExit):
         self.code = self.exit_code = code
 
 
-def choose(name: str, known: Iterable[str], what: str) -> str:
+def choose(name: str, known: Collection[str], what: str) -> str:
     """Returns ``name`` if it is one of ``known``.
 
     Args:
@@ -97,9 +97,11 @@ def choose(name: str, known: Iterable[str], what: str) -> str:
     Raises:
         ArgumentError: ``name`` is unknown; the message suggests the nearest known name.
     """
-    names = sorted(known)
-    if name in names:
+    names = sorted(filter(None, known))
+    if name in known:
         return name
+    if not isinstance(name, str):
+        raise ArgumentError(f"{what} is {name!r}, expected one of: {', '.join(names)}")
     nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {nearest[0]!r}? " if nearest else ""
     raise ArgumentError(f"unknown {what} {name!r}; {hint}known: {', '.join(names) or 'none'}")

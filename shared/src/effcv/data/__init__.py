@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from effcv.errors import choose
+from effcv.errors import ArgumentError, choose
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
 
-    from effcv.data.annotations import Problems
     from effcv.data.folders import ImageFolder
     from effcv.data.packaged import ImageSet, PhotoSet
+    from effcv.data.records import Problems
 
 __all__ = ["SETS", "ImageFolder", "ImageSet", "PhotoSet", "Split", "load"]
 
@@ -64,7 +64,9 @@ SETS = {
 }
 
 
-def load(spec: str, *, split: Split = "train", problems: Problems | None = None) -> Dataset[Any]:
+def load(
+    spec: str | os.PathLike[str], *, split: Split = "train", problems: Problems | None = None
+) -> Dataset[Any]:
     """Loads a set by name, or from a folder in an official layout.
 
     Args:
@@ -74,16 +76,22 @@ def load(spec: str, *, split: Split = "train", problems: Problems | None = None)
         problems: Collects the bad records of dense labels; by default the first is raised.
 
     Raises:
-        ArgumentError: Unknown name, layout or split; the nearest known one is suggested.
+        ArgumentError: Unknown name, layout or split; the nearest known one is suggested. Or no
+            folder is named.
         DataError: The data are absent or damaged; the message says what brings them.
     """
     choose(split, ("train", "test"), "split")
+    if not isinstance(spec, str | os.PathLike):
+        raise ArgumentError(f"spec is {spec!r}, expected the name of a set or a folder")
+    spec = os.fspath(spec)
     layout, colon, folder = spec.partition(":")
     if not colon and spec not in SETS and (os.path.isdir(spec) or os.sep in spec):
         layout, colon, folder = "", ":", spec
     if colon:
         root = Path(folder).expanduser()
         choose(layout, ("", *LAYOUTS), "layout")
+        if not folder:
+            raise ArgumentError(f"{spec!r} names no folder, expected {layout}:DIR")
         if not layout or layout in DENSE_LAYOUTS:
             from effcv.data import formats
 

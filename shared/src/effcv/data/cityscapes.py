@@ -21,12 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import effcv.data.annotations as notes
+import effcv.data.records as notes
 from effcv.data import Split, targets
 from effcv.data import labels as maps
-from effcv.data.annotations import Problems
 from effcv.data.labels import FOLDERS, FileSet, Progress, Size
-from effcv.data.targets import VOID, Categories, Category, DenseSet, IdMap, Segment, Task
+from effcv.data.records import Problems
+from effcv.data.targets import IGNORE, VOID, Categories, Category, DenseSet, Task
 from effcv.errors import ArgumentError, DataError
 
 _STUFF = (
@@ -77,10 +77,12 @@ class Cityscapes(FileSet):
         self.root = next((home for home in homes if home.is_dir()), homes[0])
         self.labels = root / "gtFine" / self.root.name
         names = sorted(
-            path.relative_to(self.root).as_posix() for path in self.root.glob(f"*/*{IMAGE}")
+            path.relative_to(self.root).as_posix() for path in self.root.glob(f"[!.]*/[!.]*{IMAGE}")
         )
         if not names:
             raise DataError(f"{self.root} holds no CITY/*{IMAGE}, expected at least one")
+        self._table = _table(categories, task)
+        self._category_of = {key: _label(key) for key in set(self._table.tolist()) if key > VOID}
         self.names = []
         for name in names:
             with problems.at(self.root, name):
@@ -98,26 +100,33 @@ class Cityscapes(FileSet):
             DataError: The PNG is absent, damaged, of another size, or holds an unknown label.
         """
         file = notes.contained(self.labels, _truth(self.names[index]))
-        id_map, segments = self._segments(file, size)
+        values = maps.read_labels(file, "deep", size=size)
+        found = self._table[values]
+        if found.min() < 0:
+            key = int(values[found < 0].min())
+            raise DataError(f"{file} holds the id {key}, whose label {_label(key)} no category has")
         if self.task == "semantic":
-            return targets.to_semantic(id_map, segments, self.categories)
-        return {"id_map": torch.from_numpy(id_map), "segments_info": segments}
+            return torch.from_numpy(found)
+        crowd = [category.id for category in self.categories if category.isthing]
+        segments = targets.find_segments(found, self._category_of, crowd=crowd)
+        return {"id_map": torch.from_numpy(found), "segments_info": segments}
 
-    def _segments(self, file: Path, size: Size) -> tuple[IdMap, list[Segment]]:
-        id_map = maps.read_labels(file, "deep", size=size).astype(np.int32)
-        official = self.categories == OFFICIAL
-        category_of: dict[int, int] = {}
-        for key in np.unique(id_map).tolist():
-            label = key if key < 1000 else key // 1000
-            if self.categories.has(label):
-                category_of[key] = label
-            elif label in LABELS if official else label == VOID:
-                id_map[id_map == key] = VOID
-            else:
-                raise DataError(f"{file} holds the id {key}, whose label {label} no category has")
-        kind = {category.id: category.isthing for category in self.categories}
-        crowd = [key for key, label in category_of.items() if key < 1000 and kind[label]]
-        return id_map, targets.find_segments(id_map, category_of, crowd=crowd)
+
+def _label(value: int) -> int:
+    return value if value < 1000 else value // 1000
+
+
+def _table(categories: Categories, task: Task) -> Any:
+    """Returns what each of the 65,536 values becomes: a label or an id of a segment, -1 a fault."""
+    label_of = np.full(1000, -1)
+    label_of[list(LABELS if categories == OFFICIAL else (VOID,))] = IGNORE
+    label_of[[category.id for category in categories]] = range(len(categories))
+    values = range(1 << 16)
+    labels = label_of[list(map(_label, values))]
+    if task == "semantic":
+        return labels
+    counts = (labels >= 0) & (labels < IGNORE)
+    return np.where(counts, values, np.minimum(labels, VOID)).astype(np.int32)
 
 
 open_panoptic = partial(Cityscapes, task="panoptic")

@@ -77,10 +77,13 @@ def make_data(
 ) -> dict[str, Any]:
     """Writes both splits of a drawn set to ``--out`` in an official layout.
 
+    With ``--resume`` a split that is there already is kept.
+
     Args:
         name: The set; ``scenes``.
         task: The view: boxes, semantic or panoptic.
-        format: A layout that ``effcv data list`` shows.
+        format: coco-instances or voc for boxes, semantic or voc-segmentation for semantic maps,
+            coco-panoptic or cityscapes for panoptic ones.
         count: Images to train on.
         test_count: Images to test on.
         size: Side in pixels.
@@ -96,9 +99,14 @@ def make_data(
     choose(format, formats.WRITERS, "layout")
     if common.out is None:
         raise ArgumentError("data make needs --out, the folder to write to")
+    for option, number in (("count", count), ("test-count", test_count)):
+        if number < 1:
+            raise ArgumentError(f"--{option} is {number}, expected at least 1")
     look: Any = {"things": things, "stuff": stuff, "void_border": void_border, "crowds": crowds}
     for split, number in zip(_SPLITS, (count, test_count), strict=True):
         scenes = Scenes(task, number, split=split, seed=common.seed, size=size, **look)
+        if common.resume and formats.holds(common.out, layout=format, split=split):
+            continue
         bar = partial(track, label=f"{name} {split}")
         formats.write(scenes, common.out, layout=format, progress=bar)
     spec = f"{format}:{common.out}"
@@ -113,13 +121,15 @@ def check_data(spec: str, *, common: Common | None = None) -> dict[str, Any]:
         common: The flags that all verbs share.
 
     Raises:
-        CheckFailed: There are errors; its data list every one with its file.
+        CheckFailed: There are errors; its data list every one with its file. What is listed among
+            the notes, for example boxes without extent in COCO, is none.
         DataError: Neither split can be opened.
     """
-    from effcv.data.annotations import Problems
+    from effcv.data.records import Problems
 
     counts: dict[str, int] = {}
     rows: list[dict[str, str]] = []
+    minor: list[dict[str, str]] = []
     for split in _SPLITS:
         problems = Problems(collect=True)
         try:
@@ -135,12 +145,15 @@ def check_data(spec: str, *, common: Common | None = None) -> dict[str, Any]:
             with problems.at(_file(dataset, index), f"item {index}"):
                 dataset[index]
         for found in problems.found:
-            where = {"split": split, "file": found.file, "record": found.record}
-            rows.append({**where, "error": found.message})
+            row = {"split": split, "file": found.file, "record": found.record}
+            kind, told = ("note", minor) if found.minor else ("error", rows)
+            told.append(row | {kind: found.message})
+    more: dict[str, Any] = {"notes": minor} if minor else {}
     if rows:
         total = sum(counts.values())
-        raise CheckFailed(f"{len(rows)} errors in the {total} items of {spec}", data={"rows": rows})
-    return {"set": spec, **counts, "errors": 0}
+        text = f"{len(rows)} errors in the {total} items of {spec}"
+        raise CheckFailed(text, data={"rows": rows} | more)
+    return {"set": spec, **counts, "errors": 0} | more
 
 
 def show_data(

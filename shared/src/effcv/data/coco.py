@@ -4,12 +4,15 @@
     DIR/annotations/instances_{train,val}*.json
     DIR/{train,val}*/                            the images; DIR/images/{train,val}*/ serves too
 
-The JSON may also lie in DIR itself. Where it is there for several years the last one is taken.
+The JSON may also lie in DIR itself. Where it is there for several years the last one is taken;
+further names, such as instances_val2017_small.json, serve only where there is no plain one.
 """
 
 from __future__ import annotations
 
+import copy
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, cast
@@ -19,20 +22,22 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-import effcv.data.annotations as notes
+import effcv.data.records as notes
 from effcv.data import Split, rle, targets
 from effcv.data import labels as maps
-from effcv.data.annotations import Extent, Faults, FileName, Flag, Id, Problems, Record
 from effcv.data.labels import FOLDERS, FileSet, Progress, Size
+from effcv.data.records import Extent, Faults, FileName, Flag, Id, Key, Problems, Record
 from effcv.data.targets import Categories, DenseSet, IdMap, Segment, Task
 from effcv.errors import DataError
 from effcv.runtime.files import atomic_write
+
+FLAGS = ("iscrowd", "difficult")  # the second is VOC's; COCO's tools pass over it
 
 
 class ImageRecord(Record):
     """An entry of ``images``."""
 
-    id: Id
+    id: Key
     width: Extent
     height: Extent
     file_name: FileName
@@ -51,7 +56,7 @@ class SegmentRecord(Record):
 class PanopticRecord(Record):
     """An entry of ``annotations`` of a panoptic file."""
 
-    image_id: Id
+    image_id: Key
     file_name: FileName
     segments_info: list[SegmentRecord]
 
@@ -60,10 +65,10 @@ class InstanceRecord(Record):
     """An entry of ``annotations`` of a file of instances."""
 
     id: Id
-    image_id: Id
+    image_id: Key
     category_id: Id
     bbox: Annotated[list[float], Field(min_length=4, max_length=4)]
-    area: Annotated[float, Field(ge=0)] = 0
+    area: Annotated[float, Field(ge=0)] | None = None
     iscrowd: Flag = 0
     difficult: Flag = 0
     segmentation: Any = None
@@ -91,16 +96,16 @@ class _CocoSet(FileSet):
             kinds=task == "panoptic",
         )
         super().__init__(name=f"coco-{kind}", split=split, task=task, categories=categories)
-        self.root, self.images = _image_folder(file, kind), dict[int, ImageRecord]()
+        self.root, self.images = _image_folder(file, kind), dict[int | str, ImageRecord]()
         for place, raw in enumerate(self.document.pop("images")):
             with self.problems.at(file, f"images[{place}]"):
                 image = ImageRecord.of(raw)
                 notes.unique(image.id, self.images, "image id")
                 self.images[image.id] = image
 
-    def _image(self, image_id: int) -> ImageRecord:
+    def _image(self, image_id: int | str) -> ImageRecord:
         if image_id not in self.images:
-            raise DataError(f"found the image_id {image_id}, expected that of an image")
+            raise DataError(f"found the image_id {image_id!r}, expected that of an image")
         return self.images[image_id]
 
     def _check_size(self, image: ImageRecord, size: Size) -> None:
@@ -138,10 +143,10 @@ class CocoPanoptic(_CocoSet):
         super().__init__(file, "panoptic", split=split, problems=problems)
         self.pngs = pngs or file.with_suffix("")
         self.items: list[PanopticItem] = []
-        named: set[int] = set()
+        named: set[int | str] = set()
         for place, raw in enumerate(self.document.pop("annotations")):
             with self.problems.at(file, f"annotations[{place}]"):
-                if isinstance(raw, dict) and isinstance(raw.get("image_id"), int):
+                if isinstance(raw, dict) and isinstance(raw.get("image_id"), int | str):
                     notes.unique(raw["image_id"], named, "image_id")
                     named.add(raw["image_id"])
                 record = PanopticRecord.of(raw)
@@ -151,7 +156,7 @@ class CocoPanoptic(_CocoSet):
                     raise Faults(faults)
                 segments = [cast(Segment, vars(found)) for found in record.segments_info]
                 self.items.append(PanopticItem(image, record.file_name, segments))
-        for missing in self.images.keys() - named:
+        for missing in [key for key in self.images if key not in named]:
             with self.problems.at(file, f"image {missing}"):
                 raise DataError("found no annotation, expected one")
         self.names = [item.image.file_name for item in self.items]
@@ -164,13 +169,13 @@ class CocoPanoptic(_CocoSet):
         """
         image, png, segments = self.items[index]
         file = notes.contained(self.pngs, png)
-        id_map = targets.decode_ids(maps.read_labels(file, "rgb", size=(image.height, image.width)))
+        id_map = maps.read_ids(file, size=(image.height, image.width))
         there, told = _ids(id_map), {segment["id"] for segment in segments}
         if there != told:
             where = "only in the PNG" if there - told else "only in the JSON"
             odd = sorted(there - told or told - there)[:5]
             raise DataError(f"{file}: image {image.id}: found the ids {odd} {where}")
-        return id_map, segments
+        return id_map, copy.deepcopy(segments)  # else a caller's change would stay
 
     def target(self, index: int, size: Size) -> dict[str, Any]:
         """Reads ``{"id_map", "segments_info"}`` of an item.
@@ -218,8 +223,9 @@ def _index_file(root: Path, kind: str, split: Split) -> Path:
     for folder in (root / "annotations", root):
         for name in FOLDERS[split]:
             found = sorted(folder.glob(f"{kind}_{name}*.json"))
+            plain = [file for file in found if re.fullmatch(rf"{kind}_{name}\d*", file.stem)]
             if found:
-                return found[-1]
+                return (plain or found)[-1]
     name = FOLDERS[split][0]
     raise DataError(f"{root} holds no annotations/{kind}_{name}*.json for the split {split!r}")
 
@@ -249,9 +255,8 @@ def write_panoptic(dataset: DenseSet, root: Path, *, progress: Progress = iter) 
         colours = targets.encode_ids(target["id_map"].numpy())
         maps.write_labels(root / "annotations" / f"panoptic_{tag}" / name, colours)
         listed.append(_image_entry(index, name, image))
-        segments = target["segments_info"]
-        entry = {"image_id": index + 1, "file_name": name, "segments_info": segments}
-        records.append(entry)
+        entry = {"image_id": index + 1, "file_name": name}
+        records.append(entry | {"segments_info": target["segments_info"]})
     _write_index(root / "annotations" / f"panoptic_{tag}.json", dataset, listed, records)
 
 
@@ -275,8 +280,10 @@ def _write_index(file: Path, dataset: DenseSet, listed: list[Any], records: list
 class CocoInstances(_CocoSet):
     """COCO's instances; images without an annotation are kept, with empty targets.
 
-    ``masks`` is in a target only where each of its annotations has a segmentation. A box without
-    extent, of which COCO has two, is listed among the problems and left out.
+    ``masks`` is in a target only where each of its annotations has a segmentation, and ``area``
+    (N,) float64 only where each states one: by it COCO tells small from large objects. A box
+    without extent, of which COCO has two, is listed among the problems and left out, as is a
+    polygon of fewer than three points, and with its last polygon the annotation.
 
     Args:
         file: The JSON.
@@ -292,18 +299,21 @@ class CocoInstances(_CocoSet):
 
     def __init__(self, file: Path, *, split: Split, problems: Problems | None = None) -> None:
         super().__init__(file, "instances", split=split, problems=problems)
-        self.instances: dict[int, list[InstanceRecord]] = {key: [] for key in self.images}
+        self.instances: dict[int | str, list[InstanceRecord]] = {key: [] for key in self.images}
         ids: set[int] = set()
         for place, raw in enumerate(self.document.pop("annotations")):
             with self.problems.at(file, f"annotations[{place}]"):
-                record = InstanceRecord.of(raw)
+                record, scraps = _without_scraps(InstanceRecord.of(raw))
                 notes.unique(record.id, ids, "annotation id")
                 ids.add(record.id)
                 _check_instance(record, self._image(record.image_id), self.categories)
                 with self.problems.at(file, f"annotations[{place}]", minor=True):
                     if min(record.bbox[2:]) == 0:
                         raise DataError(f"found the bbox {record.bbox}, expected an extent")
-                    self.instances[record.image_id].append(record)
+                    if record.segmentation or not scraps:
+                        self.instances[record.image_id].append(record)
+                    if scraps:
+                        raise DataError(f"found {scraps} polygons of fewer than 3 points")
         self.listed = list(self.images.values())
         self.names = [image.file_name for image in self.listed]
 
@@ -318,12 +328,11 @@ class CocoInstances(_CocoSet):
         found = self.instances[image.id]
         corners = [(x, y, x + width, y + height) for x, y, width, height in (r.bbox for r in found)]
         labels = [self.categories.label(record.category_id) for record in found]
-        target = {
-            "boxes": torch.tensor(corners, dtype=torch.float64).float().reshape(-1, 4),
-            "labels": torch.tensor(labels, dtype=torch.int64),
-            "iscrowd": torch.tensor([bool(r.iscrowd) for r in found], dtype=torch.bool),
-            "difficult": torch.tensor([bool(r.difficult) for r in found], dtype=torch.bool),
-        }
+        flags = {key: [getattr(record, key) for record in found] for key in FLAGS}
+        target = targets.boxes_target(corners, labels, **flags)
+        areas = [record.area for record in found if record.area is not None]
+        if len(areas) == len(found):
+            target["area"] = torch.tensor(areas, dtype=torch.float64)
         if all(record.segmentation for record in found):
             if len(found) * size[0] * size[1] > maps.MAX_MASK_BYTES:
                 many = f"{len(found)} masks of {size[1]}x{size[0]}"
@@ -333,6 +342,14 @@ class CocoInstances(_CocoSet):
                 mask[:] = rle.decode(record.segmentation, height=size[0], width=size[1])
             target["masks"] = torch.from_numpy(masks)
         return target
+
+
+def _without_scraps(record: InstanceRecord) -> tuple[InstanceRecord, int]:
+    """Takes out the polygons of fewer than three points, and returns how many."""
+    parts = record.segmentation if isinstance(record.segmentation, list) else []
+    whole = [part for part in parts if not isinstance(part, list) or len(part) >= 6]
+    scraps = len(parts) - len(whole)
+    return record.model_copy(update={"segmentation": whole}) if scraps else record, scraps
 
 
 def _check_instance(record: InstanceRecord, image: ImageRecord, categories: Categories) -> None:
@@ -382,8 +399,10 @@ def _instance(target: dict[str, Tensor], place: int, categories: Categories) -> 
         "iscrowd": int(target["iscrowd"][place]),
     }
     if target["difficult"][place]:
-        entry["difficult"] = 1  # VOC's flag, which COCO's tools pass over
+        entry["difficult"] = 1
     if "masks" in target:
         mask = target["masks"][place].numpy()
         entry |= {"segmentation": rle.encode(mask), "area": int(mask.sum())}
+    if "area" in target:
+        entry["area"] = float(target["area"][place])
     return entry

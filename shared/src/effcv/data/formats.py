@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from effcv.data import Split
-from effcv.data.annotations import CATEGORIES_FILE, Problems
 from effcv.data.images import brief
 from effcv.data.labels import FOLDERS, Progress
+from effcv.data.records import CATEGORIES_FILE, Problems
 from effcv.data.targets import DenseSet
 from effcv.errors import ArgumentError, DataError, choose
 
@@ -41,17 +43,29 @@ cityscapes       panoptic gtFine/{}                     cityscapes:open_panoptic
 cityscapes-semantic semantic gtFine/{}                  cityscapes:open_semantic
 semantic         semantic annotations/{}                semantic:SemanticFolder semantic:write
 """
+_KITS = "ImageSets/{0}/*.txt VOC*/ImageSets/{0}/*.txt VOCdevkit/VOC*/ImageSets/{0}/*.txt"
+_SIGNS = {  # by what a folder shows its layout
+    "coco-panoptic": "annotations/panoptic_*.json panoptic_*.json",
+    "coco-instances": "annotations/instances_*.json instances_*.json",
+    "voc": _KITS.format("Main"),
+    "voc-segmentation": _KITS.format("Segmentation"),
+    "cityscapes": "gtFine/*",
+    "semantic": "annotations/* masks/* labels/*",
+}
 LAYOUTS = {name: Layout(*rest) for name, *rest in map(str.split, _TABLE.strip().splitlines())}
+_STAGING = ".staging.tmp"  # how the name of a folder ends that files are made in
 WRITERS = tuple(name for name, layout in LAYOUTS.items() if layout.writer)
 
 
 def recognise(root: Path) -> str:
-    """Returns the first of `LAYOUTS` of which a folder has a whole split; "" for none."""
-    return next((name for name, layout in LAYOUTS.items() if _shows(root, layout)), "")
-
-
-def _shows(root: Path, layout: Layout) -> bool:
-    return next(root.glob(layout.whole.format("*")), None) is not None
+    """Returns the first of `LAYOUTS` of which a folder shows a split; "" for none."""
+    for name, signs in _SIGNS.items():
+        for path in (path for sign in signs.split() for path in root.glob(sign)):
+            if name != "semantic" or (
+                (root / "images" / path.name).is_dir() and any(path.glob("*.png"))
+            ):
+                return name
+    return ""
 
 
 def load(root: Path, *, layout: str, split: Split, problems: Problems | None = None) -> DenseSet:
@@ -79,7 +93,8 @@ def write(
     """Writes a split of a set; the other split may be there already, in the same layout.
 
     All files are made in a hidden folder first and moved when they are whole, the index last: a
-    process that is killed leaves no set that looks whole.
+    process that is killed leaves no set that looks whole, and what it leaves the next one removes.
+    One process at a time may write to a folder.
 
     Args:
         dataset: The split; its ``task`` must be that of the layout.
@@ -92,26 +107,45 @@ def write(
         ``root``.
 
     Raises:
-        ArgumentError: The set and the layout do not fit, or the folder holds something else.
+        ArgumentError: The set is empty, it and the layout do not fit, or the folder holds something
+            else.
         DataError: The files cannot be written.
     """
     target, kind = Path(root), LAYOUTS[choose(layout, WRITERS, "layout")]
+    if not len(dataset):
+        raise ArgumentError(f"the set {dataset.name} has no item, expected at least one")
     if dataset.task != kind.task:
         raise ArgumentError(f"{layout} holds {kind.task} labels, found a set of {dataset.task}")
     index = kind.whole.format(FOLDERS[dataset.split][0])
     if (target / index).exists():
-        raise ArgumentError(f"{target} holds {index} already, expected a folder without it")
+        raise ArgumentError(
+            f"{target} holds {index} already, expected a folder without it (effcv data make "
+            "--resume keeps it and writes what is missing)"
+        )
     present = target.is_dir() and any(not p.name.startswith(".") for p in target.iterdir())
-    if present and not _shows(target, kind):
+    if present and not any(target.glob(kind.whole.format("*"))):
         raise ArgumentError(f"{target} holds something else, expected an empty folder")
+    made = not target.exists()
     try:
         target.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=target) as staging:
+        for left in target.glob(f".*{_STAGING}"):
+            shutil.rmtree(left, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=".", suffix=_STAGING, dir=target) as staging:
             _resolve(kind.writer)(dataset, Path(staging), progress=progress, **options)
             _publish(Path(staging), target, last=Path(index).parts[0])
     except OSError as error:
         raise DataError(f"{target} cannot be written: {brief(error)}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            if made:
+                target.rmdir()  # which only an empty folder lets happen
     return target
+
+
+def holds(root: Path, *, layout: str, split: Split) -> bool:
+    """Tells whether a folder has a whole split in a layout that is written."""
+    kind = LAYOUTS[choose(layout, WRITERS, "layout")]
+    return (root / kind.whole.format(FOLDERS[split][0])).exists()
 
 
 def _resolve(name: str) -> Any:

@@ -2,10 +2,11 @@
 
 `read` looks at the header, refuses what is larger than a cap, then decodes: it gives a defined
 array or one `DataError`. PNG, JPEG, WebP, BMP, GIF, TIFF and PPM are known by content, whatever
-the extension; an animation gives its first frame. The EXIF orientation is applied (a damaged note
-is ignored). Alpha, a transparent palette entry and a key colour are composited over white. 16-bit
-samples are scaled to 8 with rounding (colour PPM always); other depths above 8 bits, and the rarer
-kinds of TIFF, are refused. CMYK becomes RGB by Pillow's formula, colour profiles are ignored.
+the extension; an animation gives its first frame. The EXIF orientation is applied unless told
+otherwise (a damaged note is ignored). Alpha, a transparent palette entry and a key colour are
+composited over white. 16-bit samples are scaled to 8 with rounding (colour PPM always); other
+depths above 8 bits, and the rarer kinds of TIFF, are refused. CMYK becomes RGB by Pillow's formula,
+colour profiles are ignored.
 """
 
 from __future__ import annotations
@@ -37,7 +38,13 @@ Pixels = npt.NDArray[Any]
 _WRITTEN = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 
-def read(source: Source, *, max_pixels: int = MAX_PIXELS, channels: Channels = "rgb") -> Pixels:
+def read(
+    source: Source,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    channels: Channels = "rgb",
+    upright: bool = True,
+) -> Pixels:
     """Reads an image by the rules at the top of this module.
 
     Args:
@@ -45,6 +52,8 @@ def read(source: Source, *, max_pixels: int = MAX_PIXELS, channels: Channels = "
         max_pixels: Largest width times height that is decoded.
         channels: ``"rgb"`` (H, W, 3) uint8; ``"gray"`` (H, W) uint8, ITU-R 601 luma; ``"rgba"``
             (H, W, 4) uint8; ``"keep16"`` (H, W, 3), uint16 where the file has 16 bits a sample.
+        upright: Apply the EXIF orientation; False gives the pixels as they are stored, which is
+            what label maps and boxes describe.
 
     Raises:
         DataError: The file is absent, too large, damaged, or not an image; the message names it.
@@ -54,7 +63,7 @@ def read(source: Source, *, max_pixels: int = MAX_PIXELS, channels: Channels = "
     with _opened(source) as (stream, name):
         try:
             with _pillow_muted():
-                return _as_channels(_decode(stream, max_pixels), channels)
+                return _as_channels(_decode(stream, max_pixels, upright), channels)
         except DataError as error:
             raise DataError(f"{name} {error}") from None
         except Exception as error:  # decoders of hostile bytes raise nearly anything
@@ -84,8 +93,8 @@ def _opened(source: Source) -> Iterator[tuple[BinaryIO, str]]:
         yield io.BytesIO(data), str(getattr(source, "name", "the open file"))
 
 
-def _decode(stream: BinaryIO, max_pixels: int) -> Pixels:
-    """Gives (H, W, 1, 3 or 4), uint8 or uint16, upright."""
+def _decode(stream: BinaryIO, max_pixels: int, upright: bool) -> Pixels:
+    """Gives (H, W, 1, 3 or 4), uint8 or uint16."""
     image = _header(stream)
     width, height = image.size
     if not 0 < width * height <= max_pixels:
@@ -101,7 +110,7 @@ def _decode(stream: BinaryIO, max_pixels: int) -> Pixels:
         check_png(stream)
     pixels = _pixels(image, rawmode, stream)
     try:
-        orientation = int(image.getexif().get(ExifTags.Base.Orientation, 1))
+        orientation = int(image.getexif().get(ExifTags.Base.Orientation, 1)) if upright else 1
     except Exception:  # a damaged note must not lose the picture
         orientation = 1
     if orientation in (5, 6, 7, 8):
@@ -150,14 +159,8 @@ def check_png(stream: BinaryIO) -> None:
     Raises:
         DataError: The file is not sound; the message has no name in it.
     """
-    stream.seek(8)
-    kind, needed, inflater = b"", 0, zlib.decompressobj()
-    while kind != b"IEND":
-        size, kind = struct.unpack(">I4s", stream.read(8))
-        body = stream.read(size)
-        checked = zlib.crc32(kind + body) == int.from_bytes(stream.read(4), "big")
-        if not checked or (kind == b"IHDR") != (stream.tell() == 33):
-            raise DataError(f"is a damaged PNG: its chunk {kind!r} is not sound")
+    needed, inflater = 0, zlib.decompressobj()
+    for kind, body in png_chunks(stream):
         if kind == b"IHDR":
             width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", body)
             samples = {2: 3, 4: 2, 6: 4}.get(colour, 1)
@@ -167,6 +170,24 @@ def check_png(stream: BinaryIO) -> None:
             needed, body = needed - len(rows), inflater.unconsumed_tail
     if needed > 0:
         raise DataError(f"is a damaged PNG: its data end before its {height} rows")
+
+
+def png_chunks(stream: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
+    """Gives kind and body of each chunk of a PNG, to the last; nothing is inflated.
+
+    Raises:
+        DataError: A chunk is cut, its CRC is not that of its bytes, or IHDR is not the first.
+    """
+    stream.seek(8)
+    kind = b""
+    while kind != b"IEND":
+        head = stream.read(8)
+        size, kind = int.from_bytes(head[:4], "big"), head[4:]
+        body = stream.read(size)
+        checked = zlib.crc32(body, zlib.crc32(kind)) == int.from_bytes(stream.read(4), "big")
+        if len(kind) < 4 or not checked or (kind == b"IHDR") != (stream.tell() == 33):
+            raise DataError(f"is a damaged PNG: its chunk {kind!r} is not sound")
+        yield kind, body
 
 
 def _pixels(image: ImageFile.ImageFile, rawmode: str, stream: BinaryIO) -> Pixels:

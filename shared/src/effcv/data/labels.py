@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -14,9 +15,9 @@ from PIL import Image
 from torch import Tensor
 
 from effcv.data import images
-from effcv.data.annotations import FileRecord, contained, read_bytes
 from effcv.data.packaged import read_tensor
-from effcv.data.targets import IGNORE, Categories, DenseSet
+from effcv.data.records import FileRecord, contained, read_bytes
+from effcv.data.targets import IGNORE, Categories, DenseSet, IdMap, decode_ids
 from effcv.errors import ArgumentError, DataError
 
 # The folders that official sets use for our splits: what we call test is their validation set,
@@ -33,23 +34,53 @@ MAX_MASK_BYTES = 1 << 31  # of one item
 _MAX_BYTES = 1 << 28
 _KINDS: dict[Kind, tuple[set[tuple[int, int]], str]] = {  # (bits, colour type) of the header
     "rgb": ({(8, 2)}, "8-bit RGB"),
-    "index": ({(8, 0), (8, 3), (4, 3), (2, 3), (1, 3)}, "8-bit gray or a palette"),
+    "index": ({(8, 0), (1, 0), (8, 3), (4, 3), (2, 3), (1, 3)}, "1- or 8-bit gray or a palette"),
     "deep": ({(16, 0)}, "16-bit gray"),
 }
 
 
-def read_labels(path: Path, kind: Kind, *, size: Size) -> npt.NDArray[Any]:
+def read_labels(path: Path, kind: Literal["index", "deep"], *, size: Size) -> npt.NDArray[Any]:
     """Reads a PNG whose samples are numbers, not colours.
 
     Args:
         path: The file.
-        kind: ``"rgb"`` (H, W, 3) uint8; ``"index"`` (H, W) uint8, of a palette the indices;
-            ``"deep"`` (H, W) uint16.
+        kind: ``"index"`` (H, W) uint8, of a palette the indices; ``"deep"`` (H, W) uint16.
         size: Height and width that it must have.
 
     Raises:
         DataError: It is absent, damaged, of another kind or size.
     """
+    data = _read_png(path, kind, size)[0]
+    with _refusing(path):
+        images.check_png(io.BytesIO(data))
+        if data[25] == 3 or data[24] == 1:  # cv2 gives colours
+            with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+                return np.array(image, dtype=np.uint8)
+        return _decode(data, kind, size)
+
+
+def read_ids(path: Path, *, size: Size | None = None) -> IdMap:
+    """Reads an id map (H, W) int32 from a PNG of 8-bit RGB with id = R + 256 G + 65536 B.
+
+    All is done in the calling thread, and the pixels are inflated once.
+
+    Args:
+        path: The file.
+        size: Height and width that it must have; by default any within the cap on pixels.
+
+    Raises:
+        DataError: It is absent, damaged, of another kind or size.
+    """
+    data, size = _read_png(path, "rgb", size)
+    with _refusing(path):
+        for _ in images.png_chunks(io.BytesIO(data)):  # their CRC; OpenCV checks the rows
+            pass
+        colours = _decode(data, "rgb", size)
+    return decode_ids(colours, bgr=True)
+
+
+def _read_png(path: Path, kind: Kind, size: Size | None) -> tuple[bytes, Size]:
+    """Returns the bytes of a PNG, and its size, by what its header announces."""
     data = read_bytes(path, limit=_MAX_BYTES)
     if data[:8] != b"\x89PNG\r\n\x1a\n" or len(data) < 33:
         raise DataError(f"{path} is not a PNG, expected one of labels")
@@ -58,29 +89,31 @@ def read_labels(path: Path, kind: Kind, *, size: Size) -> npt.NDArray[Any]:
     if (data[24], data[25]) not in allowed:
         found = f"{data[24]} bits, colour type {data[25]}"
         raise DataError(f"{path} is a PNG of {found}, expected {wanted}")
-    if (height, width) != size or width * height > images.MAX_PIXELS:
-        found = f"{width}x{height}"
-        raise DataError(f"{path} is {found}, expected {size[1]}x{size[0]} like its image")
+    wrong = f"{path} is {width}x{height}, expected"
+    if size is not None and (height, width) != size:
+        raise DataError(f"{wrong} {size[1]}x{size[0]} like its image")
+    if not 0 < width * height <= images.MAX_PIXELS:
+        raise DataError(f"{wrong} 1 to {images.MAX_PIXELS:,} pixels")
+    return data, (height, width)
+
+
+@contextlib.contextmanager
+def _refusing(path: Path) -> Iterator[None]:
     try:
-        images.check_png(io.BytesIO(data))
-        pixels = _decode(data, palette=data[25] == 3)
+        yield
     except Exception as error:  # decoders of hostile bytes raise nearly anything
         raise DataError(f"{path} is a damaged PNG: {images.brief(error)}") from None
-    if pixels.shape != ((*size, 3) if kind == "rgb" else size):
-        raise DataError(f"{path} has transparent colours, expected {wanted}")
-    return pixels
 
 
-def _decode(data: bytes, *, palette: bool) -> npt.NDArray[Any]:
+def _decode(data: bytes, kind: Kind, size: Size) -> npt.NDArray[Any]:
     import cv2
 
-    if palette:  # cv2 gives the colours
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            return np.array(image)
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None:
         raise ValueError("its pixels cannot be decoded")
-    return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB) if pixels.ndim == 3 else pixels)
+    if pixels.shape != ((*size, 3) if kind == "rgb" else size):
+        raise ValueError(f"it has transparent colours, expected {_KINDS[kind][1]}")
+    return np.asarray(pixels)
 
 
 def write_labels(
@@ -108,25 +141,16 @@ def save_image(folder: Path, name: str, image: Tensor) -> str:
     return name
 
 
-def read_semantic(folder: Path, name: str, categories: Categories, *, size: Size) -> Tensor:
-    """Reads a semantic target (H, W) int64 from a PNG of category ids; `IGNORE` stays.
+def from_labels(labels: Tensor, categories: Categories) -> npt.NDArray[np.uint8]:
+    """Maps labels (H, W) to category ids; what a `SemanticSet` reads.
 
     Raises:
-        DataError: As from `read_labels`; or a pixel has an id that no category has.
+        ArgumentError: A label is neither the place of a category nor `IGNORE`.
     """
-    file = contained(folder, name)
-    values, table = read_labels(file, "index", size=size), np.full(256, -1)
-    table[[category.id for category in categories]] = range(len(categories))
-    table[IGNORE] = IGNORE
-    labels = table[values]
-    if (labels < 0).any():
-        unknown = np.unique(values[labels < 0])[:5].tolist()
-        raise DataError(f"{file} holds the labels {unknown}, which no category has")
-    return torch.from_numpy(labels)
-
-
-def from_labels(labels: Tensor, categories: Categories) -> npt.NDArray[np.uint8]:
-    """Maps labels (H, W) to category ids; what `read_semantic` reads."""
+    strange = (labels < 0) | (labels >= len(categories)) & (labels != IGNORE)
+    if strange.any():
+        found, most = int(labels[strange][0]), len(categories) - 1
+        raise ArgumentError(f"a semantic map holds the label {found}, expected 0 to {most}, or 255")
     table = np.full(256, IGNORE, dtype=np.uint8)
     table[: len(categories)] = [category.id for category in categories]
     pixels: npt.NDArray[np.uint8] = table[labels.numpy()]
@@ -135,6 +159,9 @@ def from_labels(labels: Tensor, categories: Categories) -> npt.NDArray[np.uint8]
 
 class FileSet(DenseSet):
     """A set whose images lie in one folder; subclasses set the attributes and read the targets.
+
+    Images come as they are stored, whatever their EXIF orientation says: labels describe these
+    pixels.
 
     Attributes:
         root: Folder of the images.
@@ -149,7 +176,7 @@ class FileSet(DenseSet):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Any]:
         file = contained(self.root, self.names[index])
-        image = read_tensor(file)
+        image = read_tensor(file, upright=False)
         return image, self.target(index, (image.shape[1], image.shape[2]))
 
     def target(self, index: int, size: Size) -> Any:
@@ -163,3 +190,32 @@ class FileSet(DenseSet):
     def stem(self, index: int) -> str:
         """Returns the name of an item's image without its ending, folders joined by ``_``."""
         return "_".join(PurePosixPath(self.names[index]).with_suffix("").parts)
+
+
+class SemanticSet(FileSet):
+    """A set with one PNG of category ids for each image, of the same name.
+
+    255 marks pixels that do not count, and 0 does too unless a category has the id 0.
+
+    Attributes:
+        labels: Folder of the label maps.
+    """
+
+    labels: Path
+
+    def target(self, index: int, size: Size) -> Tensor:
+        """Reads the labels (H, W) int64 of an item.
+
+        Raises:
+            DataError: The map is absent, damaged, of another size, or has an unknown id.
+        """
+        file = contained(self.labels, str(PurePosixPath(self.names[index]).with_suffix(".png")))
+        values, table = read_labels(file, "index", size=size), np.full(256, -1)
+        table[0] = IGNORE
+        table[[category.id for category in self.categories]] = range(len(self.categories))
+        table[IGNORE] = IGNORE
+        labels = table[values]
+        if (labels < 0).any():
+            unknown = np.unique(values[labels < 0])[:5].tolist()
+            raise DataError(f"{file} holds the labels {unknown}, which no category has")
+        return torch.from_numpy(labels)

@@ -112,10 +112,13 @@ class PhotoSet(Dataset[Tensor]):
     def __getitem__(self, index: int) -> Tensor:
         return read_tensor(self.files[index])
 
+    def __repr__(self) -> str:
+        return f"PhotoSet({self.name}, {self.split}, {len(self)} photographs)"
 
-def read_tensor(path: Path) -> Tensor:
+
+def read_tensor(path: Path, *, upright: bool = True) -> Tensor:
     """Reads an image file as (3, H, W) uint8 by the rules of `effcv.data.images.read`."""
-    return torch.from_numpy(images.read(path)).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(images.read(path, upright=upright)).permute(2, 0, 1).contiguous()
 
 
 def digits8(split: Split) -> ImageSet:

@@ -2,30 +2,31 @@
 
     DIR/images/{train,val}/NAME.png (or another format)
     DIR/{annotations,masks,labels}/{train,val}/NAME.png
-    DIR/categories.json, or DIR/classes.txt with a name a line, whose ids count from 0
+    DIR/categories.json, or DIR/classes.txt with a name a line, whose ids count from 0,
+    or DIR/objectInfo150.txt, ADE20K's table, whose ids count from 1
 
-255 marks pixels that do not count. Items come in the order of their names.
+{training,validation}, ADE20K's names, serve as well. 255 marks pixels that do not count, and 0 does
+too where no category has the id 0, as in ADE20K. Items come in the order of their names; files
+that start with a dot are passed over.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from torch import Tensor
-
-import effcv.data.annotations as notes
+import effcv.data.records as notes
 from effcv.data import Split
 from effcv.data import labels as maps
-from effcv.data.annotations import Problems
 from effcv.data.folders import is_image
-from effcv.data.labels import FOLDERS, FileSet, Progress, Size
+from effcv.data.labels import FOLDERS, Progress, SemanticSet
+from effcv.data.records import Problems
 from effcv.data.targets import Categories, Category, DenseSet
 from effcv.errors import ArgumentError, DataError
 
 LABELS = ("annotations", "masks", "labels")
 
 
-class SemanticFolder(FileSet):
+class SemanticFolder(SemanticSet):
     """A split of such a folder.
 
     Args:
@@ -46,35 +47,38 @@ class SemanticFolder(FileSet):
         if not found:
             raise DataError(f"{root} holds no {pairs[0][0]} with {pairs[0][1]} beside it")
         self.root, self.labels = found[0]
-        names = sorted(path.name for path in self.root.iterdir() if is_image(path))
+        names = sorted(path.name for path in self.root.glob("[!.]*") if is_image(path))
         if not names:
             raise DataError(f"{self.root} holds no image, expected at least one")
-        self.names = []
+        self.names, taken = [], set[str]()
         for name in names:
             with problems.at(self.root, name):
+                notes.unique(Path(name).stem, taken, "name")
+                taken.add(Path(name).stem)
                 notes.contained(self.labels, f"{Path(name).stem}.png")
                 self.names.append(name)
 
-    def target(self, index: int, size: Size) -> Tensor:
-        """Reads the labels (H, W) int64 of an item.
-
-        Raises:
-            DataError: The map is absent, damaged, of another size, or has an unknown id.
-        """
-        name = f"{Path(self.names[index]).stem}.png"
-        return maps.read_semantic(self.labels, name, self.categories, size=size)
-
 
 def _classes(root: Path) -> Categories | None:
-    file = root / "classes.txt"
-    if not file.exists():
-        return None
-    try:
-        text = notes.read_bytes(file, limit=1 << 20).decode("utf-8")
-        names = [line.strip() for line in text.splitlines() if line.strip()]
-        return Categories(Category(key, name, isthing=False) for key, name in enumerate(names))
-    except (UnicodeDecodeError, ArgumentError) as error:
-        raise DataError(f"{file} is not a list of classes: {error}") from None
+    for name, parse in (("classes.txt", _plain_names), ("objectInfo150.txt", _ade_table)):
+        file = root / name
+        if file.exists():
+            try:
+                text = notes.read_bytes(file, limit=1 << 20).decode("utf-8")
+                return Categories(parse([line for line in text.splitlines() if line.strip()]))
+            except (ValueError, ArgumentError) as error:
+                raise DataError(f"{file} is not a list of classes: {error}") from None
+    return None
+
+
+def _plain_names(lines: list[str]) -> list[Category]:
+    return [Category(key, line.strip(), isthing=False) for key, line in enumerate(lines)]
+
+
+def _ade_table(lines: list[str]) -> list[Category]:
+    """Reads the columns Idx, Ratio, Train, Val, Stuff, Name below their header."""
+    rows = [[text.strip() for text in line.split("\t")] for line in lines[1:]]
+    return [Category(int(key), name, isthing=stuff == "0") for key, _, _, _, stuff, name in rows]
 
 
 def write(dataset: DenseSet, root: Path, *, progress: Progress = iter) -> None:

@@ -7,7 +7,8 @@ of each id which category it is and whether it is a crowd (COCO-panoptic's terms
 An item of every dataset here is ``(image (3, H, W) uint8, target)``, where the target is
 
     boxes     {"boxes": (N, 4) float32 xyxy, "labels": (N,) int64, "masks": (N, H, W) bool,
-               "iscrowd": (N,) bool, "difficult": (N,) bool}
+               "iscrowd": (N,) bool, "difficult": (N,) bool,
+               "area": (N,) float64 where a file states it, else absent}
     semantic  (H, W) int64, 255 where nothing counts
     panoptic  {"id_map": (H, W) int32, "segments_info": [Segment, ...]}
 
@@ -171,21 +172,40 @@ def find_segments(
     Raises:
         ArgumentError: The map holds an id that ``category_of`` has not.
     """
-    import cv2
-
     found: list[Segment] = []
-    for key in np.unique(id_map).tolist():
+    for key, area, left, top, right, bottom in _extents(id_map):
         if key == VOID:
             continue
         if key not in category_of:
             raise ArgumentError(f"the id map holds the id {key}, which has no category")
-        mask = (id_map == key).view(np.uint8)
-        box = [int(edge) for edge in cv2.boundingRect(mask)]
-        area, flag = int(cv2.countNonZero(mask)), int(key in crowd)
+        box, flag = [left, top, right - left, bottom - top], int(key in crowd)
         found.append(
             Segment(id=key, category_id=category_of[key], area=area, bbox=box, iscrowd=flag)
         )
     return found
+
+
+def _extents(id_map: IdMap) -> list[list[int]]:
+    """Returns ``[id, area, left, top, right, bottom]`` of each id, in their order.
+
+    The map is passed over once; what follows works on the runs of equal ids along its rows.
+    """
+    if not id_map.size:
+        return []
+    begins = np.ones(id_map.shape, dtype=bool)
+    np.not_equal(id_map[:, 1:], id_map[:, :-1], out=begins[:, 1:])
+    starts = np.flatnonzero(begins)
+    length = np.diff(starts, append=id_map.size)
+    y, x = np.divmod(starts, id_map.shape[1])
+    ids = id_map[y, x]
+    order = np.argsort(ids, kind="stable")  # runs of one id stay from top to bottom
+    ids, length, y, x = ids[order], length[order], y[order], x[order]
+    first = np.flatnonzero(np.diff(ids, prepend=ids[0] - 1))
+    last = np.append(first[1:], len(ids)) - 1
+    right = np.maximum.reduceat(x + length, first)
+    columns = (ids[first], np.add.reduceat(length, first), np.minimum.reduceat(x, first), y[first])
+    rows: list[list[int]] = np.stack([*columns, right, y[last] + 1], axis=1).tolist()
+    return rows
 
 
 def to_boxes(
@@ -209,13 +229,28 @@ def to_boxes(
     chosen = [segment for segment in segments if things.has(segment["category_id"])]
     corners = [(x, y, x + width, y + height) for x, y, width, height in (s["bbox"] for s in chosen)]
     masks = np.array([id_map == s["id"] for s in chosen], dtype=bool)
-    return {
-        "boxes": torch.tensor(corners, dtype=torch.float32).reshape(-1, 4),
-        "labels": torch.tensor([things.label(s["category_id"]) for s in chosen], dtype=torch.int64),
-        "masks": torch.from_numpy(masks.reshape(len(chosen), *id_map.shape)),
-        "iscrowd": torch.tensor([bool(s["iscrowd"]) for s in chosen], dtype=torch.bool),
-        "difficult": torch.tensor([s["id"] in difficult for s in chosen], dtype=torch.bool),
-    }
+    target = boxes_target(
+        corners,
+        [things.label(s["category_id"]) for s in chosen],
+        iscrowd=[s["iscrowd"] for s in chosen],
+        difficult=[s["id"] in difficult for s in chosen],
+    )
+    return target | {"masks": torch.from_numpy(masks.reshape(len(chosen), *id_map.shape))}
+
+
+def boxes_target(
+    corners: Sequence[Sequence[float]], labels: Sequence[int], **flags: Sequence[int]
+) -> dict[str, Tensor]:
+    """Returns detection targets without masks; each of ``flags`` becomes (N,) bool.
+
+    Args:
+        corners: N times xyxy.
+        labels: N places among the classes.
+        **flags: N values each, in the order of the boxes.
+    """
+    boxes = torch.tensor(corners, dtype=torch.float64).float().reshape(-1, 4)
+    target = {"boxes": boxes, "labels": torch.tensor(labels, dtype=torch.int64)}
+    return target | {key: torch.tensor(row, dtype=torch.bool) for key, row in flags.items()}
 
 
 def to_semantic(
@@ -233,8 +268,14 @@ def to_semantic(
         categories: All categories.
         things: ``"classes"`` labels by place among all categories; ``"other"`` by place among the
             stuff, and all things share the label that follows, as in Panoptic-FPN.
+
+    Raises:
+        ArgumentError: There are more than 255 labels, so that one of them would be `IGNORE`.
     """
     stuff = [category.id for category in categories if not category.isthing]
+    count = len(stuff) + 1 if things == "other" else len(categories)
+    if count > IGNORE:
+        raise ArgumentError(f"{count} semantic labels do not fit, expected at most {IGNORE}")
     labels = np.full(id_map.shape, IGNORE, dtype=np.int64)
     for segment in segments:
         key = segment["category_id"]
@@ -249,19 +290,28 @@ def encode_ids(id_map: IdMap) -> npt.NDArray[np.uint8]:
     """Returns COCO-panoptic's colours (H, W, 3): id = R + 256 G + 65536 B.
 
     Raises:
-        ArgumentError: An id is negative or needs more than three bytes.
+        ArgumentError: An id is no integer, negative, or needs more than three bytes.
     """
+    if id_map.dtype.kind not in "iu":
+        raise ArgumentError(f"an id map is of {id_map.dtype}, expected integers")
     if id_map.size and not 0 <= int(id_map.min()) <= int(id_map.max()) <= MAX_ID:
         raise ArgumentError(f"segment ids must lie within 0..{MAX_ID}")
     little_endian = np.ascontiguousarray(id_map, dtype="<i4")
     return np.ascontiguousarray(little_endian.view(np.uint8).reshape(*id_map.shape, 4)[..., :3])
 
 
-def decode_ids(colours: npt.NDArray[np.uint8]) -> IdMap:
-    """Returns the id map (H, W) int32 of COCO-panoptic's colours (H, W, 3) in RGB order."""
+def decode_ids(colours: npt.NDArray[np.uint8], *, bgr: bool = False) -> IdMap:
+    """Returns the id map (H, W) int32 of COCO-panoptic's colours (H, W, 3).
+
+    Args:
+        colours: In RGB order.
+        bgr: They are in BGR order, as OpenCV reads them.
+    """
     import cv2
 
-    if not colours.size:
-        return np.zeros(colours.shape[:2], dtype=np.int32)
-    wide = cv2.cvtColor(colours, cv2.COLOR_RGB2RGBA).view("<i4")[..., 0]
-    return np.asarray(wide & MAX_ID, dtype=np.int32)  # alpha is the high byte
+    four_bytes = np.zeros((*colours.shape[:2], 4), dtype=np.uint8)
+    if colours.size:  # one pass, and in this thread, unlike cvtColor
+        order = [2, 0, 1, 1, 0, 2] if bgr else [0, 0, 1, 1, 2, 2]
+        cv2.mixChannels([np.ascontiguousarray(colours)], [four_bytes], order)
+    ids: IdMap = four_bytes.view("<i4")[..., 0]
+    return ids

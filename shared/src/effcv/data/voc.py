@@ -4,32 +4,34 @@
     DIR/Annotations/NAME.xml                       boxes, 1-based, both ends inside
     DIR/SegmentationClass/NAME.png                 category ids; 255 is the ignored border
     DIR/SegmentationObject/NAME.png                k is the k-th object of the XML
-    DIR/ImageSets/{Main,Segmentation}/{train,val,test}.txt
+    DIR/ImageSets/{Main,Segmentation}/{train,val,test}.txt     NAME, or NAME and 1, 0 or -1 (absent)
 
-A box ``xmin, ymin, xmax, ymax`` is ours as ``xmin - 1, ymin - 1, xmax, ymax``. DIR may also hold
-VOCdevkit/VOC*, of which the last is taken; our test split is test.txt where it is there, else
-val.txt. ``categories.json`` replaces the 20 official classes; its ids are those of the PNGs.
+A box ``xmin, ymin, xmax, ymax`` is ours as ``xmin - 1, ymin - 1, xmax, ymax``. Of DIR, DIR/VOC* and
+DIR/VOCdevkit/VOC* the last that holds ImageSets is taken; our test split is test.txt where that is
+annotated, else val.txt. ``categories.json`` replaces the 20 official classes; its ids are those of
+the PNGs.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 from torch import Tensor
 
-import effcv.data.annotations as notes
+import effcv.data.records as notes
 from effcv.data import Split
 from effcv.data import labels as maps
-from effcv.data.annotations import Extent, FileName, Flag, Problems, Record
-from effcv.data.labels import FileSet, Progress, Size
+from effcv.data.labels import FileSet, Progress, SemanticSet, Size
+from effcv.data.records import Extent, FileName, Flag, Problems, Record
 from effcv.data.rle import TOLERANCE
-from effcv.data.targets import IGNORE, Categories, Category, DenseSet
+from effcv.data.targets import IGNORE, Categories, Category, DenseSet, boxes_target
 from effcv.errors import ArgumentError, DataError
 
 NAMES = (
@@ -39,8 +41,10 @@ NAMES = (
 BACKGROUND = Category(0, "background", isthing=False)
 OFFICIAL = Categories([BACKGROUND, *(Category(k, n) for k, n in enumerate(NAMES.split(), 1))])
 FLAGS = ("difficult", "truncated", "occluded")
+_TRUTH = {"Main": "Annotations/{}.xml", "Segmentation": "SegmentationClass/{}.png"}
 _LISTS = {"train": ("train",), "test": ("test", "val")}
 Ending = Literal["png", "jpg"]
+Mark = Annotated[Flag, BeforeValidator(lambda text: 0 if text == "Unspecified" else text)]
 
 
 class HeadRecord(Record):
@@ -63,14 +67,23 @@ class ObjectRecord(Record):
     ymin: float
     xmax: float
     ymax: float
-    difficult: Flag = 0
-    truncated: Flag = 0
-    occluded: Flag = 0
+    difficult: Mark = 0
+    truncated: Mark = 0
+    occluded: Mark = 0
 
     @property
     def box(self) -> tuple[float, float, float, float]:
         """Corners in our convention."""
         return self.xmin - 1, self.ymin - 1, self.xmax, self.ymax
+
+
+class VocItem(NamedTuple):
+    """What an XML says: the sound objects by their place, from 1, among all ``total`` of them."""
+
+    stem: str
+    size: Size
+    objects: dict[int, ObjectRecord]
+    total: int
 
 
 class VocBoxes(FileSet):
@@ -94,22 +107,19 @@ class VocBoxes(FileSet):
             raise DataError(f"{home} has no category that is a thing, expected one with boxes")
         super().__init__(name="voc", split=split, task="boxes", categories=Categories(things))
         self.home, self.root, self.names = home, home / "JPEGImages", []
-        self.stems, self.objects = list[str](), list[list[ObjectRecord]]()
-        self.sizes = list[Size]()
+        self.items = list[VocItem]()
         for stem in _read_list(home, "Main", split)[1]:
             file, head = Path(f"{home}/Annotations/{stem}.xml"), None
             with problems.at(file, "image"):
                 tree = notes.read_xml(notes.contained(home / "Annotations", f"{stem}.xml"))
                 head = HeadRecord.of(_texts(tree, tree.find("size")))
             if head is not None:
-                nodes = enumerate(tree.findall("object"))
-                self.stems.append(stem)
-                self.names.append(head.filename)
-                self.sizes.append((head.height, head.width))
-                self.objects.append([])
-                for place, node in nodes:
+                nodes, objects = tree.findall("object"), dict[int, ObjectRecord]()
+                for place, node in enumerate(nodes):
                     with problems.at(file, f"object {place}"):
-                        self.objects[-1].append(self._object(node, head))
+                        objects[place + 1] = self._object(node, head)
+                self.names.append(head.filename)
+                self.items.append(VocItem(stem, (head.height, head.width), objects, len(nodes)))
 
     def _object(self, node: ElementTree.Element, head: HeadRecord) -> ObjectRecord:
         record = ObjectRecord.of(_texts(node, node.find("bndbox")))
@@ -128,32 +138,27 @@ class VocBoxes(FileSet):
         Raises:
             DataError: The image has not the size that the XML says, or the PNG does not fit.
         """
-        found, stem = self.objects[index], self.stems[index]
-        if size != self.sizes[index]:
+        item = self.items[index]
+        found, png = list(item.objects.values()), f"{item.stem}.png"
+        if size != item.size:
             raise DataError(f"{self.root / self.names[index]} has not the size that its XML says")
         corners = [record.box for record in found]
         labels = [self.classes.index(record.name) for record in found]
-        target = {
-            "boxes": torch.tensor(corners, dtype=torch.float64).float().reshape(-1, 4),
-            "labels": torch.tensor(labels, dtype=torch.int64),
-            "iscrowd": torch.zeros(len(found), dtype=torch.bool),
-        }
-        for flag in FLAGS:
-            values = [bool(getattr(record, flag)) for record in found]
-            target[flag] = torch.tensor(values, dtype=torch.bool)
-        if (self.home / "SegmentationObject" / f"{stem}.png").exists():
-            file = notes.contained(self.home / "SegmentationObject", f"{stem}.png")
+        flags = {key: [getattr(record, key) for record in found] for key in FLAGS}
+        target = boxes_target(corners, labels, iscrowd=[0] * len(found), **flags)
+        if (self.home / "SegmentationObject" / png).exists():
+            file = notes.contained(self.home / "SegmentationObject", png)
             objects = maps.read_labels(file, "index", size=size)
             objects[objects == IGNORE] = 0
-            if objects.max() > len(found) or len(found) * objects.size > maps.MAX_MASK_BYTES:
+            if objects.max() > item.total or len(found) * objects.size > maps.MAX_MASK_BYTES:
                 held = f"up to the object {objects.max()}"
-                raise DataError(f"{file} holds {held}, expected masks of {len(found)} objects")
-            places = np.arange(1, len(found) + 1)[:, None, None]
+                raise DataError(f"{file} holds {held}, expected masks of {item.total} objects")
+            places = np.array(list(item.objects), dtype=np.int64)[:, None, None]
             target["masks"] = torch.from_numpy(objects == places)
         return target
 
 
-class VocSegmentation(FileSet):
+class VocSegmentation(SemanticSet):
     """The semantic maps of a split; the first class is the background, as in the official score.
 
     Args:
@@ -173,39 +178,41 @@ class VocSegmentation(FileSet):
         self.home, self.root, self.names = home, home / "JPEGImages", []
         self.labels = home / "SegmentationClass"
         file, stems = _read_list(home, "Segmentation", split)
-        for place, stem in enumerate(stems, 1):
-            with problems.at(file, f"line {place}"):
+        for stem in stems:
+            with problems.at(file, stem):
                 notes.contained(self.labels, f"{stem}.png")
                 png = (self.root / f"{stem}.png").exists()
                 self.names.append(f"{stem}.png" if png else f"{stem}.jpg")
 
-    def target(self, index: int, size: Size) -> Tensor:
-        """Reads the labels (H, W) int64 of an item.
-
-        Raises:
-            DataError: The map is absent, damaged, of another size, or has an unknown id.
-        """
-        name = f"{self.names[index][:-4]}.png"
-        return maps.read_semantic(self.labels, name, self.categories, size=size)
-
 
 def _open(root: Path, problems: Problems) -> tuple[Path, Categories]:
-    kits = sorted(root.glob("VOCdevkit/VOC*"))
-    home = kits[-1] if kits else root
+    kits = (root, *sorted(root.glob("VOC*")), *sorted(root.glob("VOCdevkit/VOC*")))
+    home = next((kit for kit in reversed(kits) if (kit / "ImageSets").is_dir()), root)
     return home, notes.read_categories(home, OFFICIAL, problems)
 
 
 def _read_list(home: Path, kind: str, split: Split) -> tuple[Path, list[str]]:
     files = [home / "ImageSets" / kind / f"{tag}.txt" for tag in _LISTS[split]]
-    file = next((file for file in files if file.is_file()), files[-1])
+    for file in [file for file in files if file.is_file()] or files[-1:]:
+        stems = _stems(file)
+        if any(os.path.exists(home / _TRUTH[kind].format(stem)) for stem in stems):
+            break  # a list whose annotations are secret must not hide one that has them
+    return file, stems
+
+
+def _stems(file: Path) -> list[str]:
     try:
-        stems = notes.read_bytes(file, limit=1 << 26).decode("utf-8").splitlines()
+        lines = notes.read_bytes(file, limit=1 << 26).decode("utf-8").splitlines()
     except UnicodeDecodeError:
         raise DataError(f"{file} is not text in UTF-8") from None
-    stems = [stem.strip() for stem in stems if stem.strip()]
+    stems = []
+    for line in filter(None, map(str.strip, lines)):
+        name, *mark = line.rsplit(maxsplit=1)
+        if mark != ["-1"]:
+            stems.append(name if mark in (["0"], ["1"]) else line)
     if not stems or len(set(stems)) < len(stems):
         raise DataError(f"{file} lists {'an image twice' if stems else 'no image'}")
-    return file, stems
+    return stems
 
 
 def _texts(*nodes: ElementTree.Element | None) -> dict[str, str]:

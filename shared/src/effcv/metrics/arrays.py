@@ -11,7 +11,10 @@ import torch
 
 def as_array(values: object) -> npt.NDArray[Any]:
     """Returns numpy's view of an array or of a tensor, which a GPU's memory is copied from."""
-    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
+        return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+    return np.asarray(values)
 
 
 def mean_of_numbers(values: npt.NDArray[np.float64]) -> float:

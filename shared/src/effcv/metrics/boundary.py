@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from effcv.data.targets import IGNORE
 from effcv.errors import ArgumentError
-from effcv.metrics.arrays import mean_of_numbers
+from effcv.metrics.arrays import as_array, mean_of_numbers
 from effcv.metrics.segmentation import SegmentationScores, checked_pair
 
 Mask = npt.NDArray[np.bool_]
@@ -62,6 +62,9 @@ class BoundaryScores:
         band_px: Largest distance from a border pixel of the target for band mIoU.
         ignore: Label of target pixels that do not count.
 
+    Raises:
+        ArgumentError: A size is negative or not finite, or as from `SegmentationScores`.
+
     Attributes:
         state: (4, classes) float64, sums over ranks: sum of F, number of images, pixels in both
             bands, pixels in either.
@@ -78,6 +81,12 @@ class BoundaryScores:
         ignore: int = IGNORE,
     ) -> None:
         self.band = SegmentationScores(num_classes, ignore=ignore)
+        sizes = (0.0 if tolerance_px is None else tolerance_px, dilation_ratio, band_px)
+        if not all(0 <= size < math.inf for size in sizes):
+            raise ArgumentError(
+                f"tolerance_px is {tolerance_px}, dilation_ratio {dilation_ratio} and band_px "
+                f"{band_px}, expected finite numbers of 0 or more"
+            )
         self.settings = (tolerance_px, dilation_ratio, band_px)
         self.state = np.zeros((4, num_classes))
 
@@ -132,8 +141,8 @@ class BoundaryScores:
 
 
 def boundary_f(
-    prediction: Mask,
-    target: Mask,
+    prediction: object,
+    target: object,
     *,
     tolerance_px: float | None = None,
     ignored: Mask | None = None,
@@ -141,14 +150,18 @@ def boundary_f(
     """Boundary F of two masks: 1 where neither has a border, 0 where one alone has.
 
     Args:
-        prediction: (H, W) bool.
-        target: (H, W) bool.
+        prediction: (H, W) bool, numpy or torch.
+        target: The same.
         tolerance_px: Euclidean; by default 0.75 % of the diagonal.
         ignored: (H, W) bool, pixels of neither mask that do not count.
+
+    Raises:
+        ArgumentError: The masks are not bool (H, W) of one shape.
     """
+    masks = _checked_masks(prediction, target)
     if tolerance_px is None:
-        tolerance_px = _CSURKA_TOLERANCE * math.hypot(*target.shape)
-    borders = [_inner_border(mask, ignored) for mask in (prediction, target)]
+        tolerance_px = _CSURKA_TOLERANCE * math.hypot(*masks[0].shape)
+    borders = [_inner_border(mask, ignored) for mask in masks]
     counts = [int(border.sum()) for border in borders]
     if not all(counts):
         return float(not any(counts))
@@ -157,11 +170,26 @@ def boundary_f(
     return float(2 * precision * recall / (precision + recall)) if precision + recall else 0.0
 
 
-def boundary_iou(prediction: Mask, target: Mask, *, dilation_ratio: float = 0.02) -> float:
-    """Boundary IoU of two masks (H, W) bool; NaN when both are empty."""
-    first, second = (_inner_band(mask, dilation_ratio, None) for mask in (prediction, target))
+def boundary_iou(prediction: object, target: object, *, dilation_ratio: float = 0.02) -> float:
+    """Boundary IoU of two masks (H, W) bool; NaN when both are empty.
+
+    Raises:
+        ArgumentError: The masks are not bool (H, W) of one shape.
+    """
+    masks = _checked_masks(prediction, target)
+    first, second = (_inner_band(mask, dilation_ratio, None) for mask in masks)
     either = int((first | second).sum())
     return float((first & second).sum() / either) if either else float("nan")
+
+
+def _checked_masks(prediction: object, target: object) -> tuple[Mask, Mask]:
+    first, second = as_array(prediction), as_array(target)
+    if first.dtype != bool or second.dtype != bool or first.ndim != 2:
+        found = f"{first.dtype} {first.shape} and {second.dtype} {second.shape}"
+        raise ArgumentError(f"found masks {found}, expected bool (H, W) in both")
+    if first.shape != second.shape:
+        raise ArgumentError(f"masks must have one shape, found {first.shape} and {second.shape}")
+    return np.ascontiguousarray(first), np.ascontiguousarray(second)
 
 
 def _inner_border(mask: Mask, ignored: Mask | None) -> Mask:

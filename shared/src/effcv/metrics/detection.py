@@ -28,6 +28,7 @@ Records = list[dict[str, Any]]
 _PREDICTED = ("boxes", "labels", "scores", "masks")
 _TRUE = ("boxes", "labels", "masks", "iscrowd", "difficult", "area")
 _REQUIRED = ("boxes", "labels", "scores")
+_AXES = {"boxes": 2, "masks": 3}  # all else has one
 _AP50, _AP75 = 0, 5  # places among the IoU thresholds 0.5, 0.55, ..., 0.95
 
 
@@ -246,29 +247,41 @@ def voc_ap(
     pairs = _checked_pairs(predictions, targets, classes)
     for item in itertools.chain(*pairs) if inclusive else ():
         item["boxes"][:, 2:] += 1.0
-    per_class = {name: _voc_class(pairs, label, year, iou) for label, name in enumerate(classes)}
+    table, positives = _voc_table(pairs, len(classes))
+    per_class = {
+        name: _voc_class(table[table[:, 4] == label], int(positives[label]), year, iou)
+        for label, name in enumerate(classes)
+    }
     return VOCResult(mean_of_numbers(np.array([*per_class.values()])), per_class)
 
 
-def _voc_class(
-    pairs: list[tuple[dict[str, Array], dict[str, Array]]], label: int, year: int, iou: float
-) -> float:
-    rows, positives = [np.zeros((0, 4))], 0  # score, overlap, number of the object, difficult
-    offset = 0
+def _voc_table(
+    pairs: list[tuple[dict[str, Array], dict[str, Array]]], classes: int
+) -> tuple[Array, Array]:
+    """Meets predictions and objects, image by image.
+
+    Returns:
+        A row a prediction: score, overlap with the object that it meets, number of that object,
+        whether that object does not count, label; and the objects to find of each class.
+    """
+    rows, positives, seen = [np.zeros((0, 5))], np.zeros(classes, dtype=np.int64), 0
     for guess, real in pairs:
-        mine, true = guess["labels"] == label, real["labels"] == label
-        overlaps = np.pad(_iou(guess["boxes"][mine], real["boxes"][true]), ((0, 0), (0, 1)))
-        ignored = np.append((real["difficult"] | real["iscrowd"])[true], False)
+        same = guess["labels"][:, None] == real["labels"]
+        overlaps = np.where(same, _iou(guess["boxes"], real["boxes"]), -1.0)
+        overlaps = np.pad(overlaps, ((0, 0), (0, 1)))  # the last column is no object
+        ignored = np.append(real["difficult"] | real["iscrowd"], False)
         best = overlaps.argmax(1)
-        rows.append(
-            np.stack([guess["scores"][mine], overlaps.max(1), offset + best, ignored[best]], axis=1)
-        )
-        positives += int((~ignored[:-1]).sum())
-        offset += len(ignored)
+        columns = guess["scores"], overlaps.max(1), seen + best, ignored[best], guess["labels"]
+        rows.append(np.stack(columns, axis=1))
+        positives += np.bincount(real["labels"][~ignored[:-1]], minlength=classes)
+        seen += len(ignored)
+    return np.concatenate(rows), positives
+
+
+def _voc_class(table: Array, positives: int, year: int, iou: float) -> float:
     if not positives:
         return float("nan")
-    table = np.concatenate(rows)
-    _, overlap, number, ignored = table[np.argsort(-table[:, 0], kind="stable")].T
+    _, overlap, number, ignored, _ = table[np.argsort(-table[:, 0], kind="stable")].T
     hit = overlap >= iou
     first = np.zeros(len(table), dtype=bool)
     hits = np.flatnonzero(hit)
@@ -316,18 +329,26 @@ def _checked(item: Item, classes: int, keys: tuple[str, ...]) -> dict[str, Array
     if missing:
         raise ArgumentError(f"a {owner} lacks {', '.join(missing)}")
     arrays = {key: as_array(item[key]) for key in keys if key in item}
-    count = len(arrays["labels"])
+    labels = arrays["labels"]
+    count = labels.size
+    if labels.ndim != 1 or (count and labels.dtype.kind not in "iu"):
+        found = f"{labels.dtype} {labels.shape}"
+        raise ArgumentError(f"a {owner} has labels {found}, expected integers (N,)")
     for key, kind in (("iscrowd", bool), ("difficult", bool), ("scores", float)):
         arrays[key] = arrays.get(key, np.zeros(count)).astype(kind)
+    arrays["labels"] = labels = labels.astype(np.int64)
     arrays["boxes"] = boxes = arrays["boxes"].astype(np.float64).reshape(-1, 4)
-    labels = arrays["labels"]
-    wrong = [f"{len(value)} {key}" for key, value in arrays.items() if len(value) != count]
+    wrong = [
+        f"{key} {value.shape}" for key, value in arrays.items()
+        if value.shape[:1] != (count,) or value.ndim != _AXES.get(key, 1)
+    ]  # fmt: skip
     if wrong:
         raise ArgumentError(f"a {owner} has {count} labels and {wrong[0]}")
     if not np.isfinite(boxes).all() or (boxes[:, 2:] < boxes[:, :2]).any():
         raise ArgumentError(f"a {owner} has a box that is not finite or inside out, expected xyxy")
-    if arrays.get("masks", np.zeros((0, 0, 0))).ndim != 3:
-        raise ArgumentError(f"a {owner} has masks {arrays['masks'].shape}, expected (N, H, W)")
+    masks = arrays.get("masks", np.zeros((0, 0, 0), dtype=bool))
+    if masks.dtype != bool and (masks.dtype.kind not in "iu" or not np.isin(masks, (0, 1)).all()):
+        raise ArgumentError(f"a {owner} has masks of {masks.dtype}, expected bool, or 0 and 1")
     if np.isnan(arrays["scores"]).any():
         raise ArgumentError(f"a {owner} has a score that is NaN")
     if count and not 0 <= labels.min() <= labels.max() < classes:

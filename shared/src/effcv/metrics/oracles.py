@@ -94,8 +94,11 @@ def degenerate_pairs() -> list[list[Pair]]:
 
 
 def write_panoptic(root: Path, pairs: Sequence[Pair]) -> tuple[Path, Path]:
-    """Writes ``gt.json``, ``prediction.json`` and their PNG files; returns the JSON files."""
-    import cv2
+    """Writes ``gt.json``, ``prediction.json`` and their PNG files; returns the JSON files.
+
+    Pillow writes the PNG files, as in panopticapi: its choice of filters decides the decoding time.
+    """
+    from PIL import Image
 
     from effcv.data.targets import encode_ids
 
@@ -105,7 +108,8 @@ def write_panoptic(root: Path, pairs: Sequence[Pair]) -> tuple[Path, Path]:
         annotations = []
         for number, pair in enumerate(pairs):
             file = f"{number:06d}.png"
-            cv2.imwrite(str(root / name / file), encode_ids(pair[place])[..., ::-1])  # type: ignore[arg-type]
+            ids: Any = pair[place]
+            Image.fromarray(encode_ids(ids)).save(root / name / file)
             annotations.append(
                 {"image_id": number, "file_name": file, "segments_info": pair[place + 1]}
             )

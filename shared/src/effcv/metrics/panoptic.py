@@ -14,7 +14,8 @@ for each category, averaged over the categories with TP + FP + FN > 0. What publ
 - a crowd matches nothing and is never missed;
 - an unmatched prediction is forgiven when more than half of it lies on VOID and on the crowd of its
   category (the last one listed, if there are several);
-- areas of predictions are counted in the map, areas of the ground truth are those it states.
+- areas are counted in the maps; the official evaluation takes those of the ground truth as stated,
+  and so does that of files (``stated_areas=True``). The two differ where a map was resized.
 
 Where the official evaluation ends in a division by zero (a group without a counted category), the
 result is NaN and `PanopticResult.messages` says so. Input that contradicts itself is refused.
@@ -179,6 +180,7 @@ def match_segments(
     target_segments: Segments,
     *,
     categories: Categories,
+    stated_areas: bool = False,
 ) -> Matches:
     """Compares the segments of one image by the rules at the top of this module.
 
@@ -186,8 +188,9 @@ def match_segments(
         prediction_map: (H, W) integers, numpy or torch: ids, `VOID` where there is none.
         prediction_segments: For each id ``id`` and ``category_id``; more is not looked at.
         target_map: (H, W), the ground truth.
-        target_segments: The same, and optionally ``area`` (by default counted) and ``iscrowd``.
+        target_segments: The same, and optionally ``iscrowd`` and ``area``.
         categories: All categories.
+        stated_areas: Take ``area`` of the ground truth, where it is there, for its area.
 
     Raises:
         ArgumentError: The maps are not integers of one shape (H, W); an id lies outside 1 to
@@ -198,15 +201,19 @@ def match_segments(
         shapes = " and ".join(str(one.shape) for one in maps)
         raise ArgumentError(f"prediction and target map must have one shape, found {shapes}")
     predicted, target, pixels = _runs(*maps)
-    p = _Listed(prediction_segments, categories, "prediction")
-    t = _Listed(target_segments, categories, "target")
+    p = _Listed(prediction_segments, categories, "prediction", stated=False)
+    t = _Listed(target_segments, categories, "target", stated=stated_areas)
     a, b, shared = _sums(t.places(target), p.places(predicted), pixels, len(p.ids))
     p_area, t_area = p.areas(np.bincount(b, shared)), t.areas(np.bincount(a, shared))
     void = np.bincount(b, shared * (a == VOID), len(p.ids))
 
     same = np.flatnonzero((t.labels[a] == p.labels[b]) & ~t.crowd[a])
     union = p_area[b[same]] + t_area[a[same]] - shared[same] - void[b[same]]
-    iou = shared[same] / union
+    with np.errstate(divide="ignore", invalid="ignore"):
+        iou = shared[same] / union
+    if not ((iou >= 0) & (iou <= 1)).all():  # only a stated area can do that
+        odd = t.ids[a[same[~((iou >= 0) & (iou <= 1))][0]]]
+        raise ArgumentError(f"the segment {odd} of the target states an area below what is seen")
     matched = same[iou > 0.5]  # by target id, then by predicted id
     in_crowd = (a == t.last_crowd[p.labels[b]]) & (a != VOID)
     forgiven = void + np.bincount(b, shared * in_crowd, len(p.ids))
@@ -219,18 +226,20 @@ def match_segments(
 class _Listed:
     """The segments of one map in the order of their ids, and VOID at place 0."""
 
-    def __init__(self, segments: Segments, categories: Categories, owner: str) -> None:
+    def __init__(
+        self, segments: Segments, categories: Categories, owner: str, *, stated: bool
+    ) -> None:
         self.owner = owner
         table: dict[int, tuple[int, bool, float | None]] = {}
         for segment in segments:
             key, kind = segment.get("id"), segment.get("category_id")
-            area = segment.get("area") if owner == "target" else None
+            area = segment.get("area") if stated else None
             if not isinstance(key, int | np.integer) or not 0 < key <= MAX_ID:
                 raise ArgumentError(f"the {owner} lists the id {key}, expected 1 to {MAX_ID}")
             if not isinstance(kind, int | np.integer) or not categories.has(int(kind)):
                 raise ArgumentError(f"the segment {key} of the {owner} has no category: {kind}")
-            stated = isinstance(area, int | float | np.number) and 0 < area < 2**53
-            if area is not None and not stated:
+            sound = isinstance(area, int | float | np.number) and 0 < area < 2**53
+            if area is not None and not sound:
                 raise ArgumentError(f"the segment {key} of the {owner} has the area {area}")
             if int(key) in table:
                 raise ArgumentError(f"the {owner} lists the id {key} twice")

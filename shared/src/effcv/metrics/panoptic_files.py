@@ -13,27 +13,19 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
-
 from effcv.bench import usable_cores
-from effcv.data.annotations import (
+from effcv.data.labels import read_ids
+from effcv.data.records import (
     FileName,
     Problems,
     Record,
     contained,
     parse_categories,
-    read_bytes,
     read_json,
     unique,
 )
-from effcv.data.images import MAX_PIXELS
-from effcv.data.targets import IdMap
 from effcv.errors import ArgumentError, DataError
 from effcv.metrics.panoptic import Matches, PanopticQuality, PanopticResult, match_segments
-
-_MAX_PNG_BYTES = 1 << 28
-_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 class _Annotation(Record):
@@ -72,48 +64,31 @@ def evaluate(
     categories = parse_categories(raw["categories"], file=truth, problems=problems, kinds=True)
     targets = _annotations(raw["annotations"], truth)
     predictions = _annotations(read_json(guess, lists=("annotations",))["annotations"], guess)
-    roots = [Path(given or file.with_suffix(""))
-             for given, file in ((prediction_folder, guess), (gt_folder, truth))]  # fmt: skip
+    truth_root = Path(gt_folder or truth.with_suffix(""))
+    guess_root = Path(prediction_folder or guess.with_suffix(""))
 
     def compare(key: int | str) -> Matches:
         target, prediction = targets[key], predictions.get(key)
-        with problems.at(guess, f"image {key}"):
+        record = f"image {key}"
+        with problems.at(guess, record):
             if prediction is None:
                 raise DataError(f"found no prediction, expected one as {truth} has the image")
-            maps = [read_ids(contained(root, item.file_name))
-                    for root, item in zip(roots, (prediction, target), strict=True)]  # fmt: skip
-            try:
-                return match_segments(maps[0], prediction.segments_info, maps[1],
-                                      target.segments_info, categories=categories)  # fmt: skip
-            except ArgumentError as error:
-                raise DataError(f"{error}") from None
+            guessed = read_ids(contained(guess_root, prediction.file_name))
+        with problems.at(truth, record):
+            true = read_ids(contained(truth_root, target.file_name))
+        segments = prediction.segments_info, target.segments_info
+        try:
+            return match_segments(
+                guessed, segments[0], true, segments[1], categories=categories, stated_areas=True
+            )
+        except ArgumentError as error:
+            raise DataError(f"{guess}: {record}: {error}") from None
 
     metric = PanopticQuality(categories)
     with ThreadPoolExecutor(threads or usable_cores()) as pool:
         for matches in pool.map(compare, targets):
             metric.add(matches)
     return metric.compute()
-
-
-def read_ids(path: Path) -> IdMap:
-    """Reads an id map (H, W) int32 from a PNG with id = R + 256 G + 65536 B.
-
-    Raises:
-        DataError: It is absent, damaged, or not a PNG of 8-bit RGB.
-    """
-    data = read_bytes(path, limit=_MAX_PNG_BYTES)
-    if data[:8] != _PNG or data[24:26] != b"\x08\x02":  # depth, colour type
-        raise DataError(f"{path} is not a PNG of 8-bit RGB, which segment ids are stored in")
-    width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
-    if not 0 < width * height <= MAX_PIXELS:
-        raise DataError(f"{path} is {width}x{height}, expected 1 to {MAX_PIXELS:,} pixels")
-    bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if bgr is None or bgr.shape != (height, width, 3):
-        raise DataError(f"{path} is a damaged PNG, expected {width}x{height} pixels of RGB")
-    four_bytes = np.zeros((height, width, 4), dtype=np.uint8)
-    cv2.mixChannels([bgr], [four_bytes], [0, 2, 1, 1, 2, 0])  # one pass, and in this thread
-    ids: IdMap = four_bytes.view("<i4")[..., 0]
-    return ids
 
 
 def _annotations(raw: list[object], file: Path) -> dict[int | str, _Annotation]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from typing import Any, Literal, Self, get_args
 
 import torch
@@ -18,6 +19,10 @@ from effcv.runtime.seed import numpy_rng
 
 Things = Literal["shapes", "stamps"]
 SIDES = (32, 1024)  # least and most pixels of a side
+STUFF_COLOURS = {  # of its labels, where they are drawn
+    "sky": (160, 205, 255), "water": (20, 70, 190), "grass": (60, 140, 40),
+    "gravel": (130, 130, 130), "brick": (165, 70, 45), "stripes": (205, 180, 95),
+}  # fmt: skip
 
 
 class Scenes(DenseSet):
@@ -74,15 +79,18 @@ class Scenes(DenseSet):
         choose(split, ("train", "test"), "split")
         choose(things, KINDS, "things")
         choose(stuff, get_args(textures.Source), "stuff")
-        choose(cue or "global", get_args(Cue), "cue")
-        choose(mark or "bright", get_args(Mark), "mark")
+        choose("global" if cue is None else cue, get_args(Cue), "cue")
+        choose("bright" if mark is None else mark, get_args(Mark), "mark")
         if mark is not None and cue != "global":
             raise ArgumentError(f"mark={mark!r} needs cue='global', found cue={cue!r}")
         self.count, self.seed = _whole("count", count, 0), _whole("seed", seed, 0, 2**63 - 1)
         height, width = (size, size) if isinstance(size, int) else _pair("size", size)
         self.size = _whole("size", height, *SIDES), _whole("size", width, *SIDES)
         least, most = _pair("objects", objects)
-        self.objects = _whole("objects", least, 1, 100), _whole("objects", most, least, 100)
+        self.objects = _whole("objects", least, 1, 100), _whole("objects", most, 1, 100)
+        if least > most or not isinstance(crowds, bool):
+            found = f"objects {objects} and crowds {crowds!r}"
+            raise ArgumentError(f"found {found}, expected the lesser number first and a bool")
         self.void_border = _whole("void_border", void_border, 0, 16)
         self.things, self.stuff, self.crowds, self.cue, self.mark = things, stuff, crowds, cue, mark
         self._held: list[tuple[Tensor, Any]] | None = None
@@ -114,7 +122,10 @@ class Scenes(DenseSet):
         return torch.from_numpy(scene.image.transpose(2, 0, 1).copy()), target
 
     def preload(self) -> Self:
-        """Draws all items now and keeps them in memory; returns the set itself."""
+        """Draws all items now and keeps them in memory; returns the set itself.
+
+        Every access then gives the same tensors: what changes them in place changes the set.
+        """
         self._held = self._held or [self[index] for index in range(self.count)]
         return self
 
@@ -128,9 +139,10 @@ class Scenes(DenseSet):
             IndexError: There is no such scene.
             DataError: A stamp is damaged.
         """
+        index = operator.index(index)
         if not -self.count <= index < self.count:
             raise IndexError(f"scene {index} of {self.count}")
-        rng = numpy_rng(self.seed, "scenes", self.split, int(index) % self.count)
+        rng = numpy_rng(self.seed, "scenes", self.split, index % self.count)
         kinds, muted = KINDS[self.things], self.cue is not None
         stuff = regions(rng, *self.size)
         picture = textures.paint(rng, stuff, source=self.stuff, split=self.split, muted=muted)
@@ -152,11 +164,12 @@ class Scenes(DenseSet):
 @functools.cache
 def _categories(things: Things) -> Categories:
     """Things, whose ids count from 1, then stuff."""
-    names = [(kind.name, things) for kind in KINDS[things]] + [(s, "stuff") for s in textures.STUFF]
-    return Categories(
-        Category(k, name, isthing=above != "stuff", supercategory=above)
-        for k, (name, above) in enumerate(names, 1)
-    )
+    names = [kind.name for kind in KINDS[things]]
+    found = [Category(k, name, supercategory=things) for k, name in enumerate(names, 1)]
+    for name in textures.STUFF:
+        k, colour = len(found) + 1, STUFF_COLOURS[name]
+        found.append(Category(k, name, isthing=False, supercategory="stuff", color=colour))
+    return Categories(found)
 
 
 def _whole(name: str, value: Any, least: int, most: int = 2**31) -> int:

@@ -1,9 +1,13 @@
 """Annotation files as what they are, input from strangers: loading and checking them.
 
 Every reader of this package goes through here. JSON and XML are read under a cap, each record is
-checked against a model (`Record`), names of files must stay inside their folder, and what is wrong
-becomes a `DataError` ``FILE: RECORD: what was found, what was expected``. With a collecting
-`Problems` the bad records are left out and listed instead.
+checked against a model (`Record`), and what is wrong becomes a `DataError` ``FILE: RECORD: what was
+found, what was expected``. With a collecting `Problems` the bad records are left out and listed
+instead.
+
+The files that annotations name must lie inside their folder. The folder may be a link itself, but a
+link in it that leads out of it is refused, so sets whose single files are links into a store (as
+some version systems and caches keep them) must be copied or have their whole folders linked.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, NoReturn, Self
 from xml.etree import ElementTree
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from effcv.data.images import brief
 from effcv.data.targets import IGNORE, Categories, Category
@@ -40,11 +44,12 @@ class Faults(DataError):
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong: where, and what was found and expected."""
+    """One thing that is wrong: where, what was found and expected; ``minor`` ones do no harm."""
 
     file: str
     record: str
     message: str
+    minor: bool = False
 
 
 class Problems:
@@ -68,7 +73,7 @@ class Problems:
             if not (self.collect or minor):
                 raise DataError(f"{file}: {record}: {error}") from None
             texts = error.messages if isinstance(error, Faults) else [str(error)]
-            self.found += [Problem(str(file), record, text) for text in texts]
+            self.found += [Problem(str(file), record, text, minor) for text in texts]
 
 
 class Record(BaseModel):
@@ -106,8 +111,15 @@ def _relative(name: str) -> str:
     return name
 
 
+def _key(value: object) -> object:
+    if not (0 <= value < 2**63 if type(value) is int else isinstance(value, str) and value):
+        raise ValueError("a number from 0 to 2**63 - 1, or text")
+    return value
+
+
 FileName = Annotated[str, AfterValidator(_relative)]
 Id = Annotated[int, Field(ge=0, lt=2**63)]
+Key = Annotated[int | str, BeforeValidator(_key)]
 Flag = Annotated[int, Field(ge=0, le=1)]
 Extent = Annotated[int, Field(ge=1, le=65_535)]
 Byte = Annotated[int, Field(strict=True, ge=0, le=255)]
