@@ -489,6 +489,26 @@ def test_check_lists_every_error_with_file_and_record(tmp_path, capsys, monkeypa
         data.load(str(tmp_path))
 
 
+@pytest.mark.parametrize("layout", ["semantic", "cityscapes"])
+def test_labels_without_an_image_are_a_note_of_check(layout, tmp_path, capsys, monkeypatch):
+    for split in ("train", "test"):
+        written = fuzz.view(panoptic_set(split=split), formats.LAYOUTS[layout].task)
+        formats.write(written, tmp_path, layout=layout)
+    place = {"semantic": "images/train/*", "cityscapes": "leftImg8bit/train/*/*"}[layout]
+    image = sorted(tmp_path.glob(place))[1]
+    image.unlink()
+    assert run(monkeypatch, "data", "check", f"{layout}:{tmp_path}", "--json") == 0
+    (note,) = json.loads(capsys.readouterr().out)["notes"]
+    assert image.name.split("_left")[0].removesuffix(".png") in note["record"]
+    assert "without an image" in note["note"]
+
+
+def test_a_folder_of_nothing_known_says_so(tmp_path, capsys, monkeypatch):
+    (tmp_path / "readme.txt").write_text("")
+    assert run(monkeypatch, "data", "check", tmp_path) == 3
+    assert "in no layout that is known" in capsys.readouterr().err
+
+
 def video_file(path, count=7):
     import cv2
 

@@ -88,6 +88,9 @@ class Cityscapes(FileSet):
             with problems.at(self.root, name):
                 notes.contained(self.labels, _truth(name))
                 self.names.append(name)
+        known = set(map(_truth, names))
+        for path in sorted(self.labels.glob("[!.]*/[!.]*" + TRUTH.format("instance"))):
+            problems.need_image(self.labels, path.relative_to(self.labels).as_posix(), known)
 
     def stem(self, index: int) -> str:
         """Returns the name of an item without its ending; it starts with the city."""

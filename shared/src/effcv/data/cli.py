@@ -151,7 +151,8 @@ def check_data(spec: str, *, common: Common | None = None) -> dict[str, Any]:
     more: dict[str, Any] = {"notes": minor} if minor else {}
     if rows:
         total = sum(counts.values())
-        text = f"{len(rows)} errors in the {total} items of {spec}"
+        errors = "1 error" if len(rows) == 1 else f"{len(rows)} errors"
+        text = f"{errors} in the {total} items of {spec}"
         raise CheckFailed(text, data={"rows": rows} | more)
     return {"set": spec, **counts, "errors": 0} | more
 

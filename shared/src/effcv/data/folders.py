@@ -14,7 +14,7 @@ from pathlib import Path
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from effcv.data import Split, cifar
+from effcv.data import LAYOUTS, Split, cifar
 from effcv.data.packaged import ImageSet, read_tensor
 from effcv.errors import DataError
 
@@ -81,6 +81,9 @@ def load(root: Path, *, layout: str, split: Split) -> ImageSet | ImageFolder:
 
 def _class_folders(root: Path, layout: str, split: Split) -> ImageFolder:
     homes = [root / name for name in _FOLDERS[split] if (root / name).is_dir()]
+    if not homes and not layout and not (root / "train").is_dir():
+        layouts = ", ".join(LAYOUTS)
+        raise DataError(f"{root} is in no layout that is known by its looks; known: {layouts}")
     if not homes:
         expected = " or ".join(f"{name}/" for name in _FOLDERS[split])
         raise DataError(f"{root} holds no {expected} for the split {split!r}")

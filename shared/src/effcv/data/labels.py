@@ -101,6 +101,8 @@ def _read_png(path: Path, kind: Kind, size: Size | None) -> tuple[bytes, Size]:
 def _refusing(path: Path) -> Iterator[None]:
     try:
         yield
+    except DataError as error:  # "is a damaged PNG: ..."
+        raise DataError(f"{path} {error}") from None
     except Exception as error:  # decoders of hostile bytes raise nearly anything
         raise DataError(f"{path} is a damaged PNG: {images.brief(error)}") from None
 

@@ -75,6 +75,12 @@ class Problems:
             texts = error.messages if isinstance(error, Faults) else [str(error)]
             self.found += [Problem(str(file), record, text, minor) for text in texts]
 
+    def need_image(self, folder: Path, name: str, known: Collection[str]) -> None:
+        """Lists a file of labels, as a minor problem, unless its name is among those of images."""
+        with self.at(folder, name, minor=True):
+            if name not in known:
+                raise DataError("found labels without an image, expected one of this name")
+
 
 class Record(BaseModel):
     """Base of the models: no value is converted, NaN and infinity are refused, extras ignored."""

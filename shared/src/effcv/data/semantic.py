@@ -57,6 +57,9 @@ class SemanticFolder(SemanticSet):
                 taken.add(Path(name).stem)
                 notes.contained(self.labels, f"{Path(name).stem}.png")
                 self.names.append(name)
+        known = {f"{stem}.png" for stem in taken}
+        for path in sorted(self.labels.glob("[!.]*.png")):
+            problems.need_image(self.labels, path.name, known)
 
 
 def _classes(root: Path) -> Categories | None:
