@@ -189,14 +189,20 @@ def test_sigkill_at_any_instant_leaves_a_run_that_resumes(tmp_path, kills):
         resume = (tmp_path / "killed" / "last.ckpt").exists()
         worker.train(tmp_path / "killed", resume=resume, epochs=200, save_minutes=0)
 
+    def written():
+        return kept.stat().st_mtime_ns if kept.exists() else 0
+
+    kept = tmp_path / "killed" / "last.ckpt"
     draw, epochs = random.Random(3), 0
-    for _ in range(kills):
-        child = worker.in_child(run)
+    for kill in range(kills):
+        before, child = written(), worker.in_child(run)
+        while kill % 2 and written() == before and child.is_alive():  # however slow the machine is
+            time.sleep(0.01)
         child.join(draw.uniform(0.1, 0.4))  # most of which it spends writing a checkpoint
         child.kill()
         child.join()
-        if (tmp_path / "killed" / "last.ckpt").exists():
-            epochs = torch.load(tmp_path / "killed" / "last.ckpt", weights_only=True)["epoch"] + 1
+        if kept.exists():
+            epochs = torch.load(kept, weights_only=True)["epoch"] + 1
     assert 0 < epochs < 200
     resumed = outcome(*worker.train(tmp_path / "killed", resume=True, epochs=epochs + 1))
     assert resumed == outcome(*worker.train(tmp_path / "straight", epochs=epochs + 1))
