@@ -437,7 +437,7 @@ def test_a_bad_list_of_categories_is_named(text, copy):
     for layout in ("voc", "cityscapes", "semantic"):
         root = copy(layout)
         (root / "categories.json").write_text(text)
-        assert re.search(r"categor", refusal(layout, root))
+        assert str(root / "categories.json") in refusal(layout, root)
 
 
 def test_collected_problems_leave_the_sound_records(copy):
@@ -484,6 +484,7 @@ def test_damage_is_a_data_error_or_harmless(layout, valid, seed):
     original = path.read_bytes()
     try:
         fuzz.damage_file(path, original, seed.randrange)
-        fuzz.read_all(f"{layout}:{valid / base}")
+        fuzz.read_all(f"{layout}:{valid / base}")  # lets all but a DataError through
     finally:
         path.write_bytes(original)
+    assert fuzz.read_all(f"{layout}:{valid / base}")  # and nothing of it stays

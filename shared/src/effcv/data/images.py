@@ -63,7 +63,7 @@ def read(
     with _opened(source) as (stream, name):
         try:
             with _pillow_muted():
-                return _as_channels(_decode(stream, max_pixels, upright), channels)
+                return _as_channels(_decode(stream, max_pixels, upright=upright), channels)
         except DataError as error:
             raise DataError(f"{name} {error}") from None
         except Exception as error:  # decoders of hostile bytes raise nearly anything
@@ -93,7 +93,7 @@ def _opened(source: Source) -> Iterator[tuple[BinaryIO, str]]:
         yield io.BytesIO(data), str(getattr(source, "name", "the open file"))
 
 
-def _decode(stream: BinaryIO, max_pixels: int, upright: bool) -> Pixels:
+def _decode(stream: BinaryIO, max_pixels: int, *, upright: bool) -> Pixels:
     """Gives (H, W, 1, 3 or 4), uint8 or uint16."""
     image = _header(stream)
     width, height = image.size

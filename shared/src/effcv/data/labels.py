@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import io
 from collections.abc import Callable, Iterable, Iterator
@@ -181,13 +182,13 @@ class FileSet(DenseSet):
         image = read_tensor(file, upright=False)
         return image, self.target(index, (image.shape[1], image.shape[2]))
 
+    @abc.abstractmethod
     def target(self, index: int, size: Size) -> Any:
         """Reads the target of an item whose image has this height and width.
 
         Raises:
             DataError: It is absent, damaged, or does not fit the image.
         """
-        raise NotImplementedError
 
     def stem(self, index: int) -> str:
         """Returns the name of an item's image without its ending, folders joined by ``_``."""

@@ -303,7 +303,10 @@ def read_categories(
     file, found = root / CATEGORIES_FILE, official
     if file.exists() or found is None:
         found = parse_categories(read_json(file), file=file, problems=problems, kinds=True)
-    return _with_ids(found, ids)
+    try:
+        return _with_ids(found, ids)
+    except DataError as error:
+        raise DataError(f"{file}: {error}") from None
 
 
 def write_categories(

@@ -17,6 +17,7 @@ and a label is a place in the dataset's ``classes``, from 0; there is no backgro
 
 from __future__ import annotations
 
+import abc
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -126,7 +127,7 @@ class Categories(Sequence[Category]):
         return Categories(item for item in self._items if item.isthing == things)
 
 
-class DenseSet(Dataset[tuple[Tensor, Any]]):
+class DenseSet(Dataset[tuple[Tensor, Any]], abc.ABC):
     """Base of the datasets with dense labels; see the top of this module for the items.
 
     Args:
@@ -141,11 +142,11 @@ class DenseSet(Dataset[tuple[Tensor, Any]]):
         self.name, self.split, self.task, self.categories = name, split, task, categories
         self.classes = categories.names
 
-    def __len__(self) -> int:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]: ...
 
     def __iter__(self) -> Iterator[tuple[Tensor, Any]]:
         return (self[index] for index in range(len(self)))
