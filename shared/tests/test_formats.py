@@ -503,6 +503,21 @@ def test_labels_without_an_image_are_a_note_of_check(layout, tmp_path, capsys, m
     assert "without an image" in note["note"]
 
 
+def test_an_area_that_the_png_has_not_is_a_note_of_check(tmp_path, capsys, monkeypatch):
+    for split in ("train", "test"):
+        formats.write(panoptic_set(split=split), tmp_path, layout="coco-panoptic")
+    file = tmp_path / "annotations/panoptic_train.json"
+    document = json.loads(file.read_text())
+    segment = document["annotations"][1]["segments_info"][0]
+    area, segment["area"] = segment["area"], 1
+    file.write_text(json.dumps(document))
+    assert run(monkeypatch, "data", "check", tmp_path, "--json") == 0
+    (note,) = json.loads(capsys.readouterr().out)["notes"]
+    assert (note["file"], note["record"]) == (str(file), "image 2")
+    assert "found area 1 and" in note["note"]
+    assert f"expected {area} and" in note["note"]
+
+
 def test_a_folder_of_nothing_known_says_so(tmp_path, capsys, monkeypatch):
     (tmp_path / "readme.txt").write_text("")
     assert run(monkeypatch, "data", "check", tmp_path) == 3

@@ -170,12 +170,25 @@ class CocoPanoptic(_CocoSet):
         image, png, segments = self.items[index]
         file = notes.contained(self.pngs, png)
         id_map = maps.read_ids(file, size=(image.height, image.width))
-        there, told = _ids(id_map), {segment["id"] for segment in segments}
+        seen = {key: (area, box) for key, area, *box in targets.extents(id_map)}
+        there, told = seen.keys() - {targets.VOID}, {segment["id"] for segment in segments}
         if there != told:
             where = "only in the PNG" if there - told else "only in the JSON"
             odd = sorted(there - told or told - there)[:5]
             raise DataError(f"{file}: image {image.id}: found the ids {odd} {where}")
+        if self.problems.collect:  # nothing is read from these, so they cost no reader time
+            self._compare(index, seen)
         return id_map, copy.deepcopy(segments)  # else a caller's change would stay
+
+    def _compare(self, index: int, seen: dict[int, tuple[int, list[int]]]) -> None:
+        """Lists, as minor problems, areas and boxes that are not those of the PNG."""
+        for segment in self.items[index].segments:
+            area, (left, top, right, bottom) = seen[segment["id"]]
+            box, stated = [left, top, right - left, bottom - top], segment["bbox"]
+            with self.problems.at(self.file, f"image {self.items[index].image.id}", minor=True):
+                if (area, box) != (segment["area"], stated):
+                    found = f"area {segment['area']} and bbox {stated} of segment {segment['id']}"
+                    raise DataError(f"found {found}, expected {area} and {box} as in the PNG")
 
     def target(self, index: int, size: Size) -> dict[str, Any]:
         """Reads ``{"id_map", "segments_info"}`` of an item.
@@ -210,13 +223,6 @@ def _segment_faults(
         if segment.area > image.width * image.height:
             yield f"{where}: found the area {segment.area}, expected no more than the image's"
         ids.add(segment.id)
-
-
-def _ids(id_map: IdMap) -> set[int]:
-    """Returns the ids in a map; where a run begins is enough, and far less to sort."""
-    flat = id_map.ravel()
-    starts = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    return {int(flat[0]), *np.unique(flat[starts]).tolist()} - {targets.VOID}
 
 
 def _index_file(root: Path, kind: str, split: Split) -> Path:

@@ -174,7 +174,7 @@ def find_segments(
         ArgumentError: The map holds an id that ``category_of`` has not.
     """
     found: list[Segment] = []
-    for key, area, left, top, right, bottom in _extents(id_map):
+    for key, area, left, top, right, bottom in extents(id_map):
         if key == VOID:
             continue
         if key not in category_of:
@@ -186,7 +186,7 @@ def find_segments(
     return found
 
 
-def _extents(id_map: IdMap) -> list[list[int]]:
+def extents(id_map: IdMap) -> list[list[int]]:
     """Returns ``[id, area, left, top, right, bottom]`` of each id, in their order.
 
     The map is passed over once; what follows works on the runs of equal ids along its rows.
