@@ -20,6 +20,11 @@ def scenes(run: Run) -> None:
     run.claim("another process draws the same bytes", float(there == digest(run.seed)), equals=1)
     if run.profile == "smoke":
         return
+    from effcv.data import draw
+    from effcv.data.scenes import Scenes
+
+    shown = Scenes("panoptic", 6, seed=run.seed, size=64)
+    run.figure("scenes", draw.contact_sheet(shown, count=len(shown), columns=3))
     for size, least in SPEEDS.items():
         rate = _per_second(run, size)
         config = {"unit": "scenes/s", "better": "higher"}
