@@ -1,0 +1,271 @@
+"""The audit of one update: what it gives away, how sure that is, and in which words to say so.
+
+The order is that of an attacker with a server's knowledge: is the update what it claims to be
+(consistency), how many pictures are behind it at least (batch bound), what do the closed forms
+recover, and what proves it (certificate). A reference picture is used for nothing but the measured
+PSNR; without one the certificate's expected PSNR stands in its place, marked as such.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from april.closed_form import Recovery, closed_form_april, closed_form_patch
+from april.evidence import BatchBound, Consistency, batch_bound, consistency
+from april.labels import infer_label
+from april.pictures import capped
+from april.probe import conditions
+from april.spec import ViTSpec
+from april.updates import Update
+from effcv.errors import ArgumentError, CheckFailed, EffcvError
+from effcv.metrics.quality import psnr, ssim
+
+Verdict = Literal["exact", "approximate", "mixed", "withheld"]
+_RANGE = 0.02  # beyond [0, 1], and of a scale ratio: more than rounding does
+_FEW = 0.01  # share of pixels
+_LEGIBLE_DB = 15.0  # expected PSNR above which something is to be seen
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an audit found.
+
+    Attributes:
+        verdict: ``"exact"``: one picture, recovered and proven. ``"approximate"``: a picture is
+            recovered as well as ``psnr_db`` says, or up to its contrast. ``"mixed"``: several
+            pictures are behind the update, no closed form separates them. ``"withheld"``: the
+            position gradient is absent, no closed form applies.
+        sentence: The same in words.
+        psnr_db: Measured against the reference, else expected from the certificate, else None.
+        psnr_from: ``"reference"``, ``"certificate"`` or None.
+        ssim: Against the reference, or None.
+        recovery: The best recovery, or None.
+        label: The label that the head's gradient betrays, or None.
+        bound: How many pictures are behind the update at least, or None.
+        consistency: Whether the update fits itself, or None.
+        update: Kind and provenance.
+        spec: Names and geometry that were audited.
+        seconds: Time of the audit alone.
+        notes: What a reader must know besides.
+    """
+
+    verdict: Verdict
+    sentence: str
+    psnr_db: float | None
+    psnr_from: Literal["reference", "certificate"] | None
+    ssim: float | None
+    recovery: Recovery | None
+    label: int | None
+    bound: BatchBound | None
+    consistency: Consistency | None
+    update: Update
+    spec: ViTSpec
+    reference: Tensor | None
+    seconds: float
+    notes: tuple[str, ...] = field(default=())
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns all but the pictures, as JSON types."""
+        facts: dict[str, Any] = {"verdict": self.verdict, "finding": self.sentence}
+        facts |= {
+            "psnr_db": None if self.psnr_db is None else capped(self.psnr_db),
+            "psnr_from": self.psnr_from,
+            "ssim": self.ssim,
+        }
+        facts |= {"label": self.label, "method": self.recovery and self.recovery.method}
+        for name, part in (
+            ("certificate", self.recovery and self.recovery.certificate),
+            ("batch bound", self.bound),
+            ("consistency", self.consistency),
+        ):
+            facts[name] = dataclasses.asdict(part) if part else None
+        facts["conditions"] = [dataclasses.asdict(row) for row in conditions(self.spec)]
+        facts["update"] = {
+            part.name: getattr(self.update, part.name)
+            for part in dataclasses.fields(self.update)
+            if part.name != "gradients"
+        }
+        return facts | {"seconds": round(self.seconds, 4), "notes": list(self.notes)}
+
+    def check(self, max_psnr_db: float) -> None:
+        """Passes where the picture that the closed forms recover is worse than a limit.
+
+        Without a reference the certificate's *highest* PSNR is compared, not the expected one: a
+        gate must not take a leak for less than it is.
+
+        Args:
+            max_psnr_db: The PSNR in dB up to which a recovery is tolerated.
+
+        Raises:
+            ArgumentError: The limit is not finite.
+            CheckFailed: It is better, or cannot be bounded because nothing certifies it.
+        """
+        if not math.isfinite(max_psnr_db):
+            raise ArgumentError(f"a limit in dB expected, found {max_psnr_db}")
+        if self.recovery is None:
+            return
+        measured = self.psnr_from == "reference"
+        value = self.psnr_db if measured else self.recovery.certificate.highest_psnr_db
+        if value is None:
+            raise CheckFailed(
+                "what this update gives away cannot be bounded (not certifiable, and no "
+                f"reference): it may exceed {max_psnr_db:g} dB",
+                data=self.to_json(),
+            )
+        if value > max_psnr_db:
+            how = "measured" if measured else "at most, by the certificate"
+            raise CheckFailed(
+                f"the update gives its picture away at {capped(value):.1f} dB ({how}), allowed are "
+                f"{max_psnr_db:g} dB",
+                data=self.to_json(),
+            )
+
+
+def audit(
+    update: Update,
+    spec: ViTSpec,
+    *,
+    weights: Mapping[str, Tensor] | None = None,
+    reference: Tensor | None = None,
+) -> Report:
+    """Audits an update.
+
+    Args:
+        update: What the client sent.
+        spec: Of the model it was made with.
+        weights: The weights that the client was sent, by parameter name; where they are given and
+            the spec names the first attention's projections, the paper's closed form is tried too
+            (give them for architecture A alone; elsewhere its algebra does not hold).
+        reference: The true picture (C, H, W) in [0, 1], for a measured PSNR.
+
+    Raises:
+        DataError: The update cannot be used: NaN, all zero, wrong shapes.
+        ArgumentError: The reference has another shape.
+    """
+    start = time.perf_counter()
+    gradients = update.gradients
+    wanted = (spec.channels, *spec.image_size)
+    if reference is not None and tuple(reference.shape) != wanted:
+        raise ArgumentError(
+            f"the reference has shape {tuple(reference.shape)}, the model takes {wanted}"
+        )
+    notes: list[str] = []
+    label = _label(gradients, spec, notes)
+    if spec.position not in gradients or spec.patch_weight not in gradients:
+        absent = spec.position if spec.position not in gradients else spec.patch_weight
+        sentence = (
+            f"{absent} is absent from the update: no closed form applies; gradient matching "
+            "(april attack --method april) may still recover something"
+        )
+        return Report(
+            "withheld", sentence, None, None, None, None, label, None, None, update, spec,
+            reference, time.perf_counter() - start, tuple(notes),
+        )  # fmt: skip
+    fits = consistency(gradients, spec)
+    noise = fits.noise if fits is not None and not fits.consistent else None
+    bound = batch_bound(gradients[spec.patch_weight], spec, noise=noise)
+    recovery = closed_form_patch(gradients, spec)
+    if weights is not None and spec.qkv:
+        recovery = _better(recovery, closed_form_april(gradients, weights, spec), notes)
+    seconds = time.perf_counter() - start
+    if update.batch_size is not None and bound.lower_bound > update.batch_size:
+        notes.append(
+            f"the update claims {update.batch_size} picture(s), its rank needs "
+            f"{bound.lower_bound} at least"
+        )
+    if fits is None:
+        notes.append("no gradient of the projection's bias: consistency could not be checked")
+    elif fits.reason:
+        notes.append(fits.reason)
+    notes += recovery.notes
+    verdict, sentence = _verdict(recovery, bound, scaled=_scaled(recovery, fits, spec, notes))
+    value, origin, similar = _quality(recovery, reference)
+    return Report(
+        verdict, sentence, value, origin, similar, recovery, label, bound, fits, update, spec,
+        reference, seconds, tuple(notes),
+    )  # fmt: skip
+
+
+def _label(gradients: Mapping[str, Tensor], spec: ViTSpec, notes: list[str]) -> int | None:
+    try:
+        return int(infer_label(gradients, spec))
+    except EffcvError as error:
+        notes.append(f"no label: {error}")
+        return None
+
+
+def _better(ours: Recovery, papers: Recovery, notes: list[str]) -> Recovery:
+    """Chooses by what the certificates expect; never by a reference."""
+
+    def expected(recovery: Recovery) -> float:
+        value = recovery.certificate.expected_psnr_db
+        return -math.inf if value is None else value
+
+    notes.append(
+        f"the paper's closed form: residual {papers.certificate.residual:.1e}, condition "
+        f"{papers.certificate.cond:.1e}, rank {papers.certificate.rank}"
+    )
+    return papers if expected(papers) > expected(ours) else ours
+
+
+def _scaled(recovery: Recovery, fits: Consistency | None, spec: ViTSpec, notes: list[str]) -> bool:
+    """Whether tensors were scaled one by one, which leaves the picture's contrast unknown."""
+    pixels = spec.denormalise(recovery.inputs)
+    outside = float(((pixels < -_RANGE) | (pixels > 1 + _RANGE)).double().mean())
+    if recovery.certificate.exact and outside > _FEW:
+        notes.append(
+            f"{outside:.0%} of the pixels lie outside the range of a picture: the gradient of the "
+            "projection was scaled, or the normalisation is another"
+        )
+        return True
+    return fits is not None and abs(fits.scale_ratio - 1) > _RANGE
+
+
+def _verdict(recovery: Recovery, bound: BatchBound, *, scaled: bool) -> tuple[Verdict, str]:
+    certificate = recovery.certificate
+    if certificate.exact and scaled:
+        return "approximate", (
+            "one picture explains the update to its precision and is recovered up to its "
+            "contrast: tensors were scaled one by one (the PSNR is that of the picture at its "
+            "right contrast)"
+        )
+    if certificate.exact:
+        return "exact", (
+            "one picture, recovered from the update alone; the residual "
+            f"{certificate.residual:.1e} proves it without the original"
+        )
+    if bound.lower_bound > 1:
+        tested = "; whether a given picture is among them can be tested (april member)"
+        return "mixed", (
+            f"at least {bound.lower_bound} pictures, or noise, are behind the update: no closed "
+            f"form separates them{'' if bound.saturated else tested}"
+        )
+    expected = certificate.expected_psnr_db
+    if expected is None or expected < _LEGIBLE_DB:
+        return "approximate", certificate.reason
+    return "approximate", (
+        f"one picture explains all but {certificate.residual:.1e} of the update; it is recovered "
+        f"at about {expected:.0f} dB, by noise and singular values alone"
+    )
+
+
+def _quality(
+    recovery: Recovery, reference: Tensor | None
+) -> tuple[float | None, Literal["reference", "certificate"] | None, float | None]:
+    if reference is not None:
+        pair = recovery.image[0], reference.to(torch.float64)
+        return (
+            float(psnr(*pair, data_range=1.0)),
+            "reference",
+            float(ssim(*pair, data_range=1.0)) if min(pair[0].shape[-2:]) >= 11 else None,
+        )
+    expected = recovery.certificate.expected_psnr_db
+    return expected, None if expected is None else "certificate", None
