@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.nn.functional import interpolate
 
 from april.client import gradients
 from april.closed_form import closed_form_patch
 from april.evidence import Span, batch_bound, consistency, undo_scale
 from april.models import vit_a, vit_b
+from april.pictures import photos
 from april.spec import ViTSpec
-from effcv.data.packaged import photos
 from effcv.errors import ArgumentError, DataError
 
 SPEC = ViTSpec(
@@ -32,13 +31,7 @@ SPEC = ViTSpec(
 @pytest.fixture(scope="module")
 def pictures():
     """Ten photographs, (10, 3, 64, 64) in [0, 1]."""
-    found = []
-    for split in ("test", "train"):
-        for image in photos(split, fetched=False):
-            side = min(image.shape[1:])
-            crop = image[None, :, :side, :side].float() / 255
-            found.append(interpolate(crop, (64, 64), mode="bicubic", antialias=True).clamp(0, 1)[0])
-    return torch.stack(found[:10])
+    return torch.cat([photos(5, 64), photos(5, 64, tuning=True)])
 
 
 @pytest.fixture(scope="module")
@@ -183,3 +176,12 @@ def test_a_layer_between_projection_and_position_breaks_consistency(pictures):
     found = consistency(gradients(Normed(), SPEC.normalise(pictures[:1]), torch.tensor([1])), spec)
     assert found.relative_error > 0.1
     assert not found.consistent
+
+
+@pytest.mark.parametrize(("count", "saturated"), [(1, False), (4, False), (6, True), (10, True)])
+def test_the_span_says_when_there_may_be_more_pictures_than_it_has_room_for(
+    network, pictures, count, saturated
+):
+    span = Span(sent(network, pictures[:count]), SPEC)
+    assert span.saturated == saturated
+    assert not span.full  # D < P: strangers still lie outside

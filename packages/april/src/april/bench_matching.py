@@ -240,12 +240,14 @@ def _their_loop(
     import collections
     import contextlib
     import sys
+    import warnings
 
     import torch
 
     from april.client import twice_differentiable
 
-    with contextlib.redirect_stdout(sys.stderr):  # it prints what it loads
+    with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):  # it says what it loads
+        warnings.simplefilter("ignore")
         breaching = need("breaching", extra="peers", package="april-vit")
         config = breaching.get_attack_config("deepleakage")
     config.optim.update(

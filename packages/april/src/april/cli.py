@@ -255,7 +255,13 @@ def member(
          "over its mirror images": float(score), "member": bool(inside)}
         for path, residual, score, inside in found
     ]  # fmt: skip
-    return {"threshold": span.threshold, "capacity": spec.capacity, "rows": rows}
+    facts: dict[str, Any] = {"threshold": span.threshold, "capacity": spec.capacity}
+    if span.saturated:
+        facts["note"] = (
+            "the span has all the rank that it can have: with more pictures than the capacity "
+            "behind the update a member may be taken for a stranger"
+        )
+    return facts | {"rows": rows}
 
 
 def simulate(

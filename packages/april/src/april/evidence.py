@@ -103,6 +103,8 @@ class Span:
         basis: (rank, P) float64, orthonormal rows.
         capacity: Pictures up to which the test can tell: floor(min(D, P) / N).
         full: The span is everything, so every picture lies in it and the test says nothing.
+        saturated: The rank is all that the matrix can have: there may be more pictures than the
+            test has room for, and then a member may be taken for a stranger.
         threshold: Of `score`, below which a picture counts as a member.
 
     Args:
@@ -122,6 +124,7 @@ class Span:
         self.rank = max(1, int((values > _floor(matrix, given.dtype, noise)).sum()))
         self.capacity = spec.capacity
         self.full = self.rank >= 0.95 * spec.patch_length
+        self.saturated = self.rank >= 0.95 * min(spec.width, spec.patch_length)
         self.basis = rows[: self.rank]  # (r, P), orthonormal
         self._spec = spec
 
