@@ -88,10 +88,15 @@ def test_the_defences_figure_has_a_dot_for_each():
         "none": bench_defences.Row(best=[90.0, 100.0], accuracy=[92.0, 94.0]),
         "sign": bench_defences.Row(best=[11.0], accuracy=[88.0]),
     }
-    (panel,) = bench_defences.plot(rows).axes
-    dots = {(float(x), float(y)) for line in panel.lines for x, y in line.get_xydata()}
-    assert dots == {(95.0, 93.0), (11.0, 88.0)}
-    assert {text.get_text() for text in panel.texts} == {"none", "sign"}
+    rows["bf16"] = bench_defences.Row(best=[40.0], attacks={"closed form": [40.0], "m": [12.0]})
+    leak, cost = bench_defences.plot(rows).axes
+    lines = [label.get_text() for label in leak.get_yticklabels()]
+    assert lines == ["sign", "bf16", "none"]  # the leakiest on top
+    found = {(float(x), lines[int(y)]) for line in leak.lines for x, y in line.get_xydata()}
+    assert found == {(95.0, "none"), (11.0, "sign"), (40.0, "bf16"), (12.0, "bf16")}
+    trained = {(float(x), lines[int(y)]) for line in cost.lines for x, y in line.get_xydata()}
+    assert {(93.0, "none"), (88.0, "sign")} <= trained
+    assert not any(name == "bf16" for _, name in trained)
 
 
 def test_the_matching_figure_names_each_arm():

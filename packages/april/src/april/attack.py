@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from april.assign import scores
 from april.client import check_labels
 from april.closed_form import closed_form_april, closed_form_patch
-from april.match import GradientMatcher
+from april.match import GradientMatcher, OnStep
 from april.match_config import PRESETS
 from april.pictures import read_picture, to_pixels
 from april.spec import ViTSpec
@@ -62,7 +64,7 @@ def run_attack(
     if method in CLOSED:
         if batch_size != 1 or given:
             raise ArgumentError(f"{method} recovers one picture and takes no options of matching")
-        weights = {name: p.detach() for name, p in model.named_parameters()}
+        weights = {name: p.detach().cpu() for name, p in model.named_parameters()}
         recovery = (
             closed_form_patch(gradients, spec)
             if method == "patch-form"
@@ -72,15 +74,32 @@ def run_attack(
     else:
         config = dataclasses.replace(PRESETS[method], **given)
         known = torch.tensor(list(labels)) if labels else None
-        result = GradientMatcher(model, spec, config).run(
-            gradients, labels=known, batch_size=batch_size, seed=seed
-        )
+        with _progress(config.iterations * config.restarts) as on_step:
+            result = GradientMatcher(model, spec, config).run(
+                gradients, labels=known, batch_size=batch_size, seed=seed, on_step=on_step
+            )
         found = result.images
         facts = {"objective": result.objective, "labels": result.labels.tolist()}
     facts = {"method": method} | facts | {"seconds": round(time.perf_counter() - start, 3)}
     if truth:
         facts |= scores(found, torch.stack(truth)).to_json()
     return facts | _write(found, truth, out)
+
+
+@contextlib.contextmanager
+def _progress(total: int) -> Iterator[OnStep | None]:
+    """Shows how far matching is, with its objective; nothing where nobody looks."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("matching", total=total)
+        yield lambda restart, step, value: bar.update(
+            task, advance=1, description=f"start {restart}, objective {value:.3g}"
+        )
 
 
 def _write(found: Tensor, truth: Sequence[Tensor], out: Path) -> dict[str, str]:

@@ -194,7 +194,7 @@ def plot(
     for name, (inside, outside) in curves.items():
         cuts = np.sort(np.concatenate([[0.0], inside, outside]))
         false, hits = ((np.asarray(v)[:, None] <= cuts).mean(0) for v in (outside, inside))
-        middle.plot(false, hits, label=name)
+        middle.plot(false, hits, label=name.replace("1 pictures", "1 picture"))
     middle.set(xlabel="strangers taken for members", ylabel="members found",
                title="span membership")  # fmt: skip
     middle.legend(frameon=False, fontsize=8)

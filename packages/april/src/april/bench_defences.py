@@ -109,7 +109,7 @@ def _record(run: Run, rows: dict[str, Row], *, iterations: int) -> None:
                         value=median(row.scores), unit="1", better="higher")  # fmt: skip
         if row.accuracy:
             run.measure("accuracy", arm=name, value=fmean(row.accuracy), unit="%",
-                        better="higher", scores=row.accuracy)  # fmt: skip
+                        better="higher", seeds=len(row.accuracy))  # fmt: skip
     run.note(
         f"PSNR above {CAP_DB:g} dB is printed as that; matching ran {iterations} iterations, "
         f"training {ROUNDS} rounds"
@@ -127,18 +127,24 @@ def _record(run: Run, rows: dict[str, Row], *, iterations: int) -> None:
 
 
 def plot(rows: dict[str, Row]) -> Any:
-    """Draws leak against accuracy, one dot a defence; the upper left corner is where to be."""
+    """Draws a line a defence, the leakiest on top: what attacks find, and what training reaches."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 5.4), layout="constrained")
-    panel = figure.subplots()
-    for name, row in rows.items():
-        x, y = median(row.best), fmean(row.accuracy)
-        colour = "#b3261e" if name == "none" else "#1f5f8b"
-        panel.plot([x], [y], "o", color=colour, ms=6)
-        panel.annotate(name, (x, y), xytext=(5, 3), textcoords="offset points", fontsize=8)
-    panel.set(xlabel="PSNR of the best attack (dB)", ylabel="accuracy after training (%)",
-              title="what each defence leaves, and what it costs")  # fmt: skip
-    panel.grid(alpha=0.3)
-    panel.spines[["top", "right"]].set_visible(False)
+    order = sorted(rows, key=lambda name: median(rows[name].best))
+    figure = Figure(figsize=(9, 1.2 + 0.26 * len(order)), layout="constrained")
+    leak, cost = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    for line, name in enumerate(order):
+        row = rows[name]
+        others = [median(values) for values in row.attacks.values()]
+        leak.plot(others, [line] * len(others), "o", color="#9aa0a6", ms=4)
+        leak.plot([median(row.best)], [line], "o", color="#b3261e", ms=7)
+        if row.accuracy:
+            cost.plot(row.accuracy, [line] * len(row.accuracy), "o", color="#9aa0a6", ms=4)
+            cost.plot([fmean(row.accuracy)], [line], "o", color="#1f5f8b", ms=7)
+    leak.set(xlabel="PSNR (dB); red the best attack, grey each", yticks=range(len(order)),
+             yticklabels=order, title="what is left of the picture")  # fmt: skip
+    cost.set(xlabel="accuracy (%); blue the mean, grey each seed", title="what it costs")
+    for panel in (leak, cost):
+        panel.grid(alpha=0.3)
+        panel.spines[["top", "right"]].set_visible(False)
     return figure

@@ -121,7 +121,7 @@ def audit(
     Writes report.html, report.json and recovered.png to --out (default ``april-audit``).
 
     Args:
-        model: As for `scan`.
+        model: SOURCE:NAME, as `april scan --help` lists them.
         update: Gradients, or with --before weights after local training: .safetensors, .npz, or
             .pt (read without unpickling).
         max_psnr: Limit in dB; by default there is none. Without --reference the highest PSNR that
@@ -188,7 +188,8 @@ def attack(
     """Runs one attack on an update and writes what it recovers to --out (default a folder).
 
     Args:
-        model: As for `scan`; matching needs the weights that the client was sent.
+        model: SOURCE:NAME as `april scan --help` lists them; matching needs the weights that the
+            client was sent.
         update: Gradients, as for `audit`.
         method: closed-form (the paper's, architecture A), patch-form (ours), or matching with a
             preset: dlg, idlg, ig, tag, april.
@@ -200,7 +201,7 @@ def attack(
         warm_start: Begin from the patch form.
         recorded: Record an iteration and replay it: some seconds of waiting, then faster.
         batch_size: Pictures to look for.
-        labels: Where they are known; else they are inferred.
+        labels: Labels where they are known, the flag again for each; else they are inferred.
         reference: The private pictures, for measured scores; nothing else uses them.
         weights: The weights that the client was sent.
         size: Side of the picture, where the model takes several.
@@ -208,14 +209,14 @@ def attack(
     from april.attack import METHODS, run_attack
 
     choose(method, METHODS, "method")
-    common.torch_device()
+    device = common.torch_device()
     network, spec = _open(model, weights, size, None, None, seed=common.seed)
     options: dict[str, Any] = {"iterations": iterations, "restarts": restarts, "alpha": alpha}
     options |= {"optimizer": optimizer, "recorded": recorded or None}
     options["init"] = "closed-form" if warm_start else None
     sent = _read(update, spec, whole=True).gradients
     return run_attack(
-        network, spec, sent, method=method, batch_size=batch_size, labels=labels,
+        network.to(device), spec, sent, method=method, batch_size=batch_size, labels=labels,
         reference=reference, out=common.out or Path("april-attack"), seed=common.seed, **options,
     )  # fmt: skip
 
@@ -231,7 +232,7 @@ def member(
     """Tests whether given pictures are among those behind an update.
 
     Args:
-        model: As for `scan`.
+        model: SOURCE:NAME, as `april scan --help` lists them.
         update: Gradients, as for `audit`.
         images: Candidates, as the client would have fed them (same crop).
         weights: Not needed: names and shapes decide.
@@ -276,7 +277,7 @@ def simulate(
     """Makes the gradient that a client would upload, to try the other verbs on.
 
     Args:
-        model: As for `scan`.
+        model: SOURCE:NAME, as `april scan --help` lists them.
         images: The private batch; without any, a packaged photograph.
         labels: One an image; by default 0, 1, 2 ...
         defence: As for `defend`, joined by +: none, clip:1+gaussian:1e-3, bf16, drop-position ...
@@ -307,7 +308,7 @@ def defend(
     Writes defences.png and defences.svg to --out (default ``april-defend``).
 
     Args:
-        model: As for `scan`.
+        model: SOURCE:NAME, as `april scan --help` lists them.
         image: The private picture; by default a packaged photograph.
         defences: Such as clip:1+gaussian:1e-3, the flag again for each; by default the usual ones.
             Numbers are norms, noise over the RMS of each tensor, shares kept, or counts.
@@ -341,7 +342,7 @@ def flower_round(
     audit's report. With --max-psnr the clients carry the gate, which blocks what exceeds it.
 
     Args:
-        model: As for `scan`.
+        model: SOURCE:NAME, as `april scan --help` lists them.
         image: The first client's picture; by default a packaged photograph.
         clients: Clients, each with one picture.
         lr: Of the clients' SGD.
