@@ -43,10 +43,11 @@ def test_one_picture_is_exact_and_the_certificate_knows_how_exact(victim):
 def test_several_pictures_are_never_called_one(victim):
     _, spec, _ = victim
     for count in (2, 4):
-        report = audit(Update(gradients=sent(victim, count), batch_size=1), spec)
+        report = audit(Update(gradients=sent(victim, count), batch_size=count), spec)
         assert report.verdict == "mixed"
         assert report.bound.lower_bound == count
-        assert any("claims 1 picture" in note for note in report.notes)
+        with pytest.raises(DataError, match=f"claims 1 picture.*needs {count} at least"):
+            audit(Update(gradients=sent(victim, count), batch_size=1), spec)
 
 
 def test_half_precision_protects_nothing(victim):
@@ -119,7 +120,14 @@ def test_a_weight_delta_of_two_steps_leaks_as_the_gradient_does(victim):
     update = from_state_dicts(before, after, lr=0.05, steps=2)
     report = audit(update, spec, reference=photos[0])
     assert report.psnr_db > 40
+    assert report.bound.lower_bound == 1  # the rounding of the weights is no second picture
+    assert report.verdict == "approximate"
     assert report.to_json()["update"]["kind"] == "delta"
+    after[spec.position] = before[spec.position] + 3 * (
+        after[spec.position] - before[spec.position]
+    )
+    report = audit(from_state_dicts(before, after, lr=0.05, steps=2), spec)
+    assert "up to its contrast" in report.sentence
 
 
 def test_the_files_hold_what_the_report_says(victim, tmp_path):

@@ -53,7 +53,7 @@ def test_a_stock_vit_gives_the_picture_away_from_two_tensors(stock):
     assert found.image.shape == truth.shape
     assert psnr_db(found.image, truth) > 100
     assert found.certificate.exact
-    assert found.method == "april-p"
+    assert found.method == "patch-form"
     assert found.notes == ()
 
 

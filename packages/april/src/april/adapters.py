@@ -180,7 +180,10 @@ def _why_no_position(model: nn.Module) -> str:
         "pos" in n and "embed" in n for n in names
     ):
         return "its position embedding is not one additive parameter under a known name"
-    return "no learnable position embedding was found"
+    return (
+        "no learnable position embedding was found under a known name; "
+        "april.adapters.generic_spec takes explicit names"
+    )
 
 
 def _image_size(model: nn.Module, rows: int, weight: str) -> int | tuple[int, int]:

@@ -25,7 +25,7 @@ from april.pictures import capped
 from april.probe import conditions
 from april.spec import ViTSpec
 from april.updates import Update
-from effcv.errors import ArgumentError, CheckFailed, EffcvError
+from effcv.errors import ArgumentError, CheckFailed, DataError, EffcvError
 from effcv.metrics.quality import psnr, ssim
 
 Verdict = Literal["exact", "approximate", "mixed", "withheld"]
@@ -91,7 +91,7 @@ class Report:
         facts["update"] = {
             part.name: getattr(self.update, part.name)
             for part in dataclasses.fields(self.update)
-            if part.name != "gradients"
+            if part.name not in ("gradients", "rounding")
         }
         return facts | {"seconds": round(self.seconds, 4), "notes": list(self.notes)}
 
@@ -147,7 +147,8 @@ def audit(
         reference: The true picture (C, H, W) in [0, 1], for a measured PSNR.
 
     Raises:
-        DataError: The update cannot be used: NaN, all zero, wrong shapes.
+        DataError: The update cannot be used: NaN, all zero, wrong shapes, or it claims fewer
+            pictures than its rank needs.
         ArgumentError: The reference has another shape.
     """
     start = time.perf_counter()
@@ -170,17 +171,14 @@ def audit(
             reference, time.perf_counter() - start, tuple(notes),
         )  # fmt: skip
     fits = consistency(gradients, spec)
-    noise = fits.noise if fits is not None and not fits.consistent else None
-    bound = batch_bound(gradients[spec.patch_weight], spec, noise=noise)
+    bound = batch_bound(
+        gradients[spec.patch_weight], spec, noise=_noise(update, fits, spec.patch_weight)
+    )
+    _check_batch(update, bound, notes)
     recovery = closed_form_patch(gradients, spec)
     if weights is not None and spec.qkv:
         recovery = _better(recovery, closed_form_april(gradients, weights, spec), notes)
     seconds = time.perf_counter() - start
-    if update.batch_size is not None and bound.lower_bound > update.batch_size:
-        notes.append(
-            f"the update claims {update.batch_size} picture(s), its rank needs "
-            f"{bound.lower_bound} at least"
-        )
     if fits is None:
         notes.append("no gradient of the projection's bias: consistency could not be checked")
     elif fits.reason:
@@ -192,6 +190,26 @@ def audit(
         verdict, sentence, value, origin, similar, recovery, label, bound, fits, update, spec,
         reference, seconds, tuple(notes),
     )  # fmt: skip
+
+
+def _noise(update: Update, fits: Consistency | None, name: str) -> float:
+    """Noise of a tensor over its RMS, beyond the rounding of its own type: seen, or of weights."""
+    seen = fits.noise if fits is not None and not fits.consistent else 0.0
+    size = float(update.gradients[name].double().square().mean().sqrt())
+    return max(seen, update.rounding.get(name, 0.0) / size if size else 0.0)
+
+
+def _check_batch(update: Update, bound: BatchBound, notes: list[str]) -> None:
+    """Refuses an update that claims fewer pictures than its rank needs."""
+    if update.batch_size is None or bound.lower_bound <= update.batch_size:
+        return
+    claim = (
+        f"the update claims {update.batch_size} picture(s), its rank needs {bound.lower_bound} at "
+        "least"
+    )
+    if not bound.saturated:
+        raise DataError(f"{claim}: the batch size is wrong, or noise was added")
+    notes.append(f"{claim}, unless noise fills it")
 
 
 def _label(gradients: Mapping[str, Tensor], spec: ViTSpec, notes: list[str]) -> int | None:
@@ -231,13 +249,9 @@ def _scaled(recovery: Recovery, fits: Consistency | None, spec: ViTSpec, notes: 
 
 def _verdict(recovery: Recovery, bound: BatchBound, *, scaled: bool) -> tuple[Verdict, str]:
     certificate = recovery.certificate
-    if certificate.exact and scaled:
-        return "approximate", (
-            "one picture explains the update to its precision and is recovered up to its "
-            "contrast: tensors were scaled one by one (the PSNR is that of the picture at its "
-            "right contrast)"
-        )
-    if certificate.exact:
+    expected = certificate.expected_psnr_db
+    legible = expected is not None and expected >= _LEGIBLE_DB
+    if certificate.exact and not scaled:
         return "exact", (
             "one picture, recovered from the update alone; the residual "
             f"{certificate.residual:.1e} proves it without the original"
@@ -248,12 +262,16 @@ def _verdict(recovery: Recovery, bound: BatchBound, *, scaled: bool) -> tuple[Ve
             f"at least {bound.lower_bound} pictures, or noise, are behind the update: no closed "
             f"form separates them{'' if bound.saturated else tested}"
         )
-    expected = certificate.expected_psnr_db
-    if expected is None or expected < _LEGIBLE_DB:
+    if not legible:
         return "approximate", certificate.reason
+    contrast = (
+        " up to its contrast, since tensors were scaled one by one: at its right contrast"
+        if scaled
+        else ""
+    )
     return "approximate", (
-        f"one picture explains all but {certificate.residual:.1e} of the update; it is recovered "
-        f"at about {expected:.0f} dB, by noise and singular values alone"
+        f"one picture explains all but {certificate.residual:.1e} of the update; it is "
+        f"recovered{contrast} at about {expected:.0f} dB, by noise and singular values alone"
     )
 
 

@@ -100,7 +100,7 @@ class Recovery:
         image: (1, C, H, W) float64 in [0, 1].
         inputs: What the network was fed, (1, C, H, W) float64: normalised, not clamped.
         tokens: Z (T, D) of the paper's form, None for ours.
-        method: ``"april"`` (the paper's) or ``"april-p"`` (ours).
+        method: ``"closed-form"`` (the paper's) or ``"patch-form"`` (ours).
         certificate: Of the first solve.
         notes: Sentences that a reader of the picture must know.
     """
@@ -135,7 +135,7 @@ def closed_form_patch(gradients: Gradients, spec: ViTSpec) -> Recovery:
             f"N = {spec.patches} patches exceed D = {spec.width}: N <= D does not hold, the "
             "picture is the smallest of many that fit"
         )
-    return _recovery(x, spec, "april-p", certificate, notes)
+    return _recovery(x, spec, "patch-form", certificate, notes)
 
 
 def closed_form_april(
@@ -190,7 +190,7 @@ def closed_form_april(
             f"P = {spec.patch_length} pixels of a patch exceed D = {spec.width}: P <= D does not "
             "hold, the projection loses part of the picture even when the tokens are exact"
         )
-    return _recovery(x, spec, "april", certificate, notes, tokens=tokens)
+    return _recovery(x, spec, "closed-form", certificate, notes, tokens=tokens)
 
 
 def embedding_factor(weights: Gradients, spec: ViTSpec) -> Factor:

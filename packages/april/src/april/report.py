@@ -93,7 +93,7 @@ def pictures(report: Report) -> list[tuple[str, draw.Picture]]:
 
 
 def _spectrum(report: Report) -> str | None:
-    """Draws the singular values of the system and where it was cut, as SVG."""
+    """Draws the singular values of the system, and up to where at least half was kept, as SVG."""
     if report.recovery is None:
         return None
     from matplotlib.figure import Figure
@@ -104,9 +104,9 @@ def _spectrum(report: Report) -> str | None:
     axes = figure.subplots()
     axes.semilogy(np.arange(1, len(values) + 1), np.maximum(values / values.max(), 1e-18))
     kept = report.recovery.certificate.rank
-    if report.recovery.method == "april-p" and kept < len(values):
+    if report.recovery.method == "patch-form" and kept < len(values):
         axes.axvline(kept + 0.5, linestyle="--", color="tab:red")
-        axes.annotate("cut", (kept + 0.5, 1), color="tab:red")
+        axes.annotate("half kept", (kept + 0.5, 1), color="tab:red")
     axes.set_xlabel("direction")
     axes.set_ylabel("singular value / largest")
     axes.grid(visible=True, alpha=0.3)

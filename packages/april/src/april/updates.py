@@ -21,7 +21,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -50,6 +50,8 @@ class Update:
         steps: Local steps.
         batch_size: Pictures behind it, where the client tells.
         source: File or message that it came from.
+        rounding: Of a delta, by name: standard deviation that the rounding of the weights leaves in
+            an entry of ``gradients``, from above; it is not that of their own type.
     """
 
     gradients: dict[str, Tensor]
@@ -61,6 +63,7 @@ class Update:
     steps: int = 1
     batch_size: int | None = None
     source: str = ""
+    rounding: Mapping[str, float] = field(default_factory=dict)
 
 
 def from_state_dicts(
@@ -104,11 +107,14 @@ def from_state_dicts(
         what="the weights after training",
     )
     kept = _homogeneous(lr=lr, momentum=momentum, weight_decay=weight_decay, steps=steps)
-    found = {}
+    found, rounding = {}, {}
     for name, start in before.items():
         factor = 1.0 if name in undecayed else kept
         # float64: the difference of two nearly equal numbers is all that there is
-        found[name] = (factor * start.detach().cpu().double() - after[name].cpu().double()) / lr
+        end = after[name].detach().cpu()
+        found[name] = (factor * start.detach().cpu().double() - end.double()) / lr
+        unit = torch.finfo(end.dtype).eps * float(end.double().square().mean().sqrt())
+        rounding[name] = unit * math.sqrt(steps) / lr
     check_finite(found)
     return Update(
         gradients=found,
@@ -119,6 +125,7 @@ def from_state_dicts(
         weight_decay=weight_decay,
         steps=steps,
         batch_size=batch_size,
+        rounding=rounding,
     )
 
 
