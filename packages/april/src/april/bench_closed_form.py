@@ -108,17 +108,17 @@ def speed(run: Run) -> None:
             continue
         ours = psnr_db(closed_form_patch(gradients, spec).image, victim.photo)
         theirs = psnr_db(victim.breaching(), victim.photo)
-        ratio = times.ratio(PATCH, "breaching")
+        ratio = times.ratio("breaching", PATCH)
         run.note(f"{name}: patch form {capped(ours):.1f} dB, breaching {capped(theirs):.1f} dB, "
-                 f"time {1 / ratio.value:.1f}x; the paper's form by ours "
+                 f"time {ratio.value:.1f}x; the paper's form by ours "
                  f"{times.ratio('breaching', PAPER)}x, with E factored before "
                  f"{times.ratio('breaching', FACTORED)}x")  # fmt: skip
         if name == "a-b16":
-            text = "the paper's form over breaching's, ViT-B/16, time on one thread"
-            run.claim(text, times.ratio(PAPER, "breaching"), at_most=1 / 1.5, kind="time")
+            text = "breaching's time over that of the paper's form, ViT-B/16, one thread"
+            run.claim(text, times.ratio("breaching", PAPER), at_least=1.5, kind="time")
         if name == "b-b16":
-            text = "patch form over breaching's closed form, ViT-B/16, time on one thread"
-            run.claim(text, ratio, at_most=1 / 15, kind="time")
+            text = "breaching's time over that of the patch form, ViT-B/16, one thread"
+            run.claim(text, ratio, at_least=15, kind="time")
         run.claim(f"{name}: the patch form's picture is not worse (dB)", ours - theirs,
                   at_least=0.0)  # fmt: skip
 
