@@ -24,6 +24,10 @@ def victim():
     return model, spec, packaged(4, spec.image_size)
 
 
+def photos_of(spec):
+    return packaged(1, spec.image_size)
+
+
 def sent(victim, count=1, dtype=torch.float32):
     model, spec, photos = victim
     found = gradients(model, spec.normalise(photos[:count]), torch.arange(count))
@@ -179,3 +183,75 @@ def test_the_picture_of_an_earlier_audit_does_not_stay(victim, tmp_path):
     del found[spec.position]
     write(audit(Update(gradients=found), spec), tmp_path)
     assert not (tmp_path / "recovered.png").exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), -0.5, 1.5, 200.0])
+def test_a_reference_that_is_no_picture_is_refused(victim, value):
+    _, spec, photos = victim
+    reference = photos[0].clone()
+    reference[0, 0, 0] = value
+    with pytest.raises(ArgumentError, match=r"outside \[0, 1\]"):
+        audit(Update(gradients=sent(victim)), spec, reference=reference)
+
+
+def test_a_wrong_reference_does_not_open_the_gate(victim):
+    """The certificate proves the recovery, whatever it is compared with."""
+    _, spec, photos = victim
+    report = audit(Update(gradients=sent(victim)), spec, reference=photos[1])
+    assert report.psnr_db < 20
+    with pytest.raises(CheckFailed, match="by the certificate"):
+        report.check(20)
+
+
+@pytest.mark.parametrize("factor", [0.01, -1.0])
+def test_a_projection_scaled_down_or_turned_over_is_not_called_exact(victim, factor):
+    _, spec, _ = victim
+    found = sent(victim)
+    for name in (spec.patch_weight, spec.patch_bias) if factor < 0 else (spec.patch_weight,):
+        found[name] = factor * found[name]
+    report = audit(Update(gradients=found), spec)
+    assert report.verdict == "approximate"
+    with pytest.raises(CheckFailed):
+        report.check(20)
+
+
+def test_dropping_the_projection_alone_does_not_help_architecture_a():
+    """The paper's closed form needs no dl/dE."""
+    model = vit_a(image_size=32, patch_size=4, width=96, qkv_std=0.3)
+    spec = spec_of(model)
+    photo = photos_of(spec)
+    found = gradients(model, spec.normalise(photo), torch.tensor([0]))
+    del found[spec.patch_weight]
+    blind = audit(Update(gradients=found), spec)
+    assert blind.verdict == "withheld"
+    with pytest.raises(CheckFailed, match="architecture A"):
+        blind.check(20)
+    told = audit(
+        Update(gradients=found), spec, weights=dict(model.named_parameters()), reference=photo[0]
+    )
+    assert told.recovery.method == "closed-form"
+    assert told.psnr_db > 50
+
+
+def test_noise_is_not_told_as_a_picture_up_to_its_contrast(victim):
+    """Ten per cent of noise: few directions are left, so nothing is promised."""
+    from april.defences import parse
+    from effcv.runtime.seed import generator
+
+    _, spec, _ = victim
+    noisy = parse("gaussian:1e-1").apply(sent(victim), generator=generator(0, "n"), spec=spec)
+    report = audit(Update(gradients=noisy), spec)
+    assert "contrast" not in report.sentence
+
+
+def test_one_picture_that_dominates_a_batch_is_told(victim):
+    model, spec, photos = victim
+    one, two = (
+        gradients(model, spec.normalise(photos[i : i + 1]), torch.tensor([i])) for i in (0, 1)
+    )
+    mixed = {name: one[name] + 1e-3 * two[name] for name in one}
+    report = audit(Update(gradients=mixed), spec, reference=photos[0])
+    assert report.psnr_db > 40
+    assert report.verdict == "approximate"
+    with pytest.raises(CheckFailed):
+        audit(Update(gradients=mixed), spec).check(report.psnr_db - 1)

@@ -192,6 +192,10 @@ def test_a_weight_delta_is_audited_between_two_files(april, tmp_path, photo):
         (["attack", SMALL, "update.safetensors", "--method", "dlg", "--labels", "99"], 2, "0 to 9"),
         (["audit", SMALL, "update.safetensors", "--before", "update.safetensors"], 2, "--lr"),
         (["audit", SMALL, "update.safetensors", "--paper-form"], 2, "does not hold"),
+        (["audit", SMALL, "update.safetensors", "--lr", "0.1"], 2, "give --before"),
+        (["audit", SMALL, "update.safetensors", "--optimizer", "adam"], 2, "give --before"),
+        (["audit", SMALL, "update.safetensors", "--max-psnr", "nan"], 2, "a limit in dB"),
+        (["attack", SMALL, "update.safetensors", "--labels", "1"], 2, "neither labels"),
         (["audit", SMALL, "update.safetensors", "--size", "30"], 2, "30"),
     ],
 )
@@ -221,11 +225,12 @@ def test_scan_tells_which_forms_apply_and_why_not(april, model, patch_form, reas
 
 def test_defend_shows_what_each_leaves(april, tmp_path):
     code, facts, err = april(
-        "defend", "--defences", "clip:0.01", "--defences", "drop-position", "--no-utility",
+        "defend", "--defences", "clip:0.01", "--defences", "drop-position", "--defences",
+        "batch:12", "--no-utility",
         "--out", "d",
     )  # fmt: skip
     assert code == 0, err
-    clipped, withheld = facts["rows"]
+    clipped, withheld, _ = facts["rows"]  # twelve pictures share ten classes
     assert clipped["PSNR, dB"] > 80
     assert withheld["PSNR, dB"] == "-"
     assert images.read(tmp_path / "d" / "defences.png").std() > 20

@@ -113,18 +113,88 @@ def test_evaluation_messages_pass_the_gate_untouched(victim):
 
 
 def test_flowers_own_local_privacy_mod_stands_inside_the_gate(victim):
-    """LocalDpMod clips and adds noise before the gate measures: the verdict must follow."""
+    """LocalDpMod clips and adds noise before the gate measures, and the gate sees it."""
     from flwr.clientapp.mod import LocalDpMod
 
     from april.flower import AuditMod, federated_round, vision_client
 
     model, spec, photos = victim
-    gate = AuditMod(spec, lr=LR)
-    noise = LocalDpMod(clipping_norm=1.0, sensitivity=0.01, epsilon=10.0, delta=1e-5)
     batch = (spec.normalise(photos[:1]), torch.tensor([0]))
-    app = vision_client(copy.deepcopy(model), [batch], lr=LR, mods=[gate, noise])
-    federated_round(model, [app])
-    assert gate.reports[0].verdict != "exact"
+    found = []
+    for mods in ([], [LocalDpMod(clipping_norm=1.0, sensitivity=0.01, epsilon=10.0, delta=1e-5)]):
+        gate = AuditMod(spec, lr=LR)
+        app = vision_client(copy.deepcopy(model), [batch], lr=LR, mods=[gate, *mods])
+        federated_round(copy.deepcopy(model), [app])
+        found.append(gate.reports[0])
+    plain, noisy = found
+    assert plain.psnr_db > 40
+    assert noisy.psnr_db < plain.psnr_db - 20
+    assert noisy.consistency.noise > 100 * plain.consistency.noise
+
+
+def replacing(change):
+    """A mod that changes the weights in a reply."""
+    from flwr.app import ArrayRecord
+
+    from april.flower import state_of
+
+    def mod(message, context, call_next):
+        reply = call_next(message, context)
+        reply.content["arrays"] = ArrayRecord(change(state_of(message), state_of(reply)))
+        return reply
+
+    return mod
+
+
+@pytest.mark.parametrize("what", ["delta", "gradient"])
+def test_an_upload_that_is_no_weights_does_not_pass_for_noise(victim, what):
+    """A delta taken for weights would leave a large residual, and dl/dE untouched inside."""
+    from april.flower import AuditMod, federated_round, vision_client
+
+    model, spec, photos = victim
+    factor = 1.0 if what == "delta" else -1 / LR
+    for limit in (20.0, None):
+        gate = AuditMod(spec, lr=LR, max_psnr_db=limit)
+        batch = (spec.normalise(photos[:1]), torch.tensor([0]))
+        change = replacing(lambda old, new: {n: factor * (new[n] - old[n]) for n in new})
+        app = vision_client(copy.deepcopy(model), [batch], lr=LR, mods=[gate, change])
+        done = federated_round(copy.deepcopy(model), [app])
+        assert "not a delta or a gradient" in gate.failures[0]
+        assert bool(done.refused) == (limit is not None)
+
+
+def test_without_a_limit_a_reply_that_cannot_be_audited_still_leaves(victim):
+    from april.flower import AuditMod, federated_round
+
+    model, spec, photos = victim
+    with torch.no_grad():
+        model.head.weight.fill_(torch.nan)
+    gate = AuditMod(spec, lr=LR)
+    done = federated_round(model, clients(model, spec, photos[:1], [gate]))
+    assert not done.refused
+    assert "NaN" in gate.failures[0]
+
+
+def test_a_frozen_position_embedding_passes_the_gate_as_withheld(victim):
+    from april.flower import AuditMod, federated_round
+
+    model, spec, photos = victim
+    model.pos_embed.requires_grad_(False)
+    gate = AuditMod(spec, lr=LR, max_psnr_db=20)
+    done = federated_round(model, clients(model, spec, photos[:1], [gate]))
+    assert gate.reports[0].verdict == "withheld"
+    assert not done.refused
+
+
+def test_a_gate_keeps_only_the_tensors_that_leak(victim):
+    from april.flower import AuditMod, federated_round
+
+    model, spec, photos = victim
+    gate = AuditMod(spec, lr=LR)
+    federated_round(model, clients(model, spec, photos[:1], [gate]))
+    kept = gate.reports[0].update.gradients
+    assert spec.position in kept
+    assert not any("mlp" in name for name in kept)
 
 
 @pytest.mark.parametrize(

@@ -62,8 +62,10 @@ def run_attack(
     check_labels(model, spec, labels or ())
     start = time.perf_counter()
     if method in CLOSED:
-        if batch_size != 1 or given:
-            raise ArgumentError(f"{method} recovers one picture and takes no options of matching")
+        if batch_size != 1 or given or labels:
+            raise ArgumentError(
+                f"{method} recovers one picture and takes neither labels nor options of matching"
+            )
         weights = {name: p.detach().cpu() for name, p in model.named_parameters()}
         recovery = (
             closed_form_patch(gradients, spec)
@@ -108,6 +110,7 @@ def _write(found: Tensor, truth: Sequence[Tensor], out: Path) -> dict[str, str]:
     zoom = max(1, -(-_LEAST_SIDE // min(shown[0].shape[:2])))
     try:
         out.mkdir(parents=True, exist_ok=True)
+        (out / "comparison.png").unlink(missing_ok=True)  # that of an earlier attack
     except OSError as error:
         raise DataError(f"{out} cannot be made: {images.brief(error)}") from None
     paths = {"picture": str(images.write(out / "recovered.png", draw.panels(shown, zoom=zoom)))}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -147,6 +148,8 @@ def audit(
     from april.report import write
 
     common.torch_device()
+    if max_psnr is not None and not math.isfinite(max_psnr):
+        raise ArgumentError(f"--max-psnr is a limit in dB, found {max_psnr}")
     network, spec = _open(model, weights, size, mean, std, seed=common.seed)
     opened = _read(
         update, spec, before=before, lr=lr, momentum=momentum, weight_decay=weight_decay,
@@ -235,7 +238,7 @@ def member(
         model: SOURCE:NAME, as `april scan --help` lists them.
         update: Gradients, as for `audit`.
         images: Candidates, as the client would have fed them (same crop).
-        weights: Not needed: names and shapes decide.
+        weights: Local file of its weights; they change nothing, names and shapes decide.
         size: Side of the picture, where the model takes several.
     """
     import torch
@@ -305,7 +308,7 @@ def defend(
 ) -> dict[str, Any]:
     """Shows what each defence leaves of a picture, and what it costs in accuracy.
 
-    Writes defences.png and defences.svg to --out (default ``april-defend``).
+    Writes defences.png to --out (default ``april-defend``).
 
     Args:
         model: SOURCE:NAME, as `april scan --help` lists them.
@@ -434,6 +437,11 @@ def _read(
     from april.readers import read_update
     from april.updates import from_state_dicts
 
+    if before is None and (lr is not None or optimizer is not None):
+        raise ArgumentError(
+            "--lr and --optimizer belong to weight deltas: give --before, the weights that the "
+            "client was sent"
+        )
     if before is None:
         found = read_update(path, None if whole else spec)
         return dataclasses.replace(found, batch_size=batch_size or found.batch_size)

@@ -46,17 +46,21 @@ def logits(model: nn.Module, inputs: Tensor) -> Tensor:
     return first
 
 
+def class_count(model: nn.Module, spec: ViTSpec) -> int | None:
+    """Returns the number of classes, or None where the classifier's weight is not named."""
+    weight = dict(model.named_parameters()).get(spec.head_weight or "")
+    return None if weight is None else len(weight)
+
+
 def check_labels(model: nn.Module, spec: ViTSpec, labels: Sequence[int]) -> None:
     """Refuses labels that the model has no class for.
 
     Raises:
         ArgumentError: A label is outside 0, ..., classes - 1.
     """
-    weight = dict(model.named_parameters()).get(spec.head_weight or "")
-    if weight is not None and any(not 0 <= label < len(weight) for label in labels):
-        raise ArgumentError(
-            f"labels are 0 to {len(weight) - 1} for this model, found {list(labels)}"
-        )
+    classes = class_count(model, spec)
+    if classes is not None and any(not 0 <= label < classes for label in labels):
+        raise ArgumentError(f"labels are 0 to {classes - 1} for this model, found {list(labels)}")
 
 
 def local_sgd(

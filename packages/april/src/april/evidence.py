@@ -29,6 +29,7 @@ MEMBER_BELOW = 0.5  # of `Span.score`; members reach 0.25 at capacity, others be
 _MARGIN = 3.0  # of the noise floor: rounding is not the same in all entries
 _ROUNDING = 1.5  # noise of a gradient over its dtype's eps: sums are rounded more than once
 _TAMPERED = 1e-2  # relative error that no rounding makes, bfloat16's included
+_MOSTLY_NOISE = 0.1  # noise above which a factor cannot be told
 _ROUNDED = 3e-5  # relative error that float32 does not reach
 
 
@@ -69,6 +70,11 @@ class Consistency:
     noise: float
     consistent: bool
     reason: str
+
+    @property
+    def scaled(self) -> bool:
+        """Whether the two differ by a factor rather than by noise."""
+        return _factor_apart(self.scale_ratio, self.noise)
 
 
 def batch_bound(patch_gradient: Tensor, spec: ViTSpec, *, noise: float | None = None) -> BatchBound:
@@ -179,12 +185,14 @@ def consistency(gradients: Mapping[str, Tensor], spec: ViTSpec) -> Consistency |
     """Compares the sum of the patch rows of dl/dpos with dl/db_e.
 
     Returns:
-        None where the update lacks one of the two, or the projection has no bias.
+        None where the update lacks one of the two, the bias is frozen, or there is none.
 
     Raises:
         DataError: Another size, NaN, or all zero.
     """
     if spec.patch_bias is None or not {spec.patch_bias, spec.position} <= gradients.keys():
+        return None
+    if not bool(gradients[spec.patch_bias].any()):  # frozen, as a weight delta shows it
         return None
     rows = spec.position_prefix + spec.patches
     position = _matrix(gradients[spec.position], (rows, spec.width), spec.position)
@@ -221,10 +229,14 @@ def undo_scale(inputs: Tensor, spec: ViTSpec) -> Tensor:
     return values / edge.view(-1, 1, 1, 1)
 
 
+def _factor_apart(ratio: float, noise: float) -> bool:
+    return abs(ratio - 1) > max(_TAMPERED, 5 * noise) and noise < _MOSTLY_NOISE
+
+
 def _reason(error: float, ratio: float, noise: float) -> str:
     if error < _ROUNDED:
         return ""
-    if abs(ratio - 1) > max(_TAMPERED, 5 * noise) and noise < 0.1:
+    if _factor_apart(ratio, noise):
         return (
             f"dl/dpos and dl/db_e differ by the factor {ratio:.4g}: tensors were clipped or scaled "
             "one by one, so that the recovered picture may be scaled, too"

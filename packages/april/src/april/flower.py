@@ -35,11 +35,13 @@ from torch import Tensor, nn
 
 from april.auditing import Report, audit
 from april.client import local_sgd
+from april.readers import leaking_names
 from april.spec import ViTSpec
-from april.updates import from_state_dicts
-from effcv.errors import ArgumentError, CheckFailed, DataError, EffcvError
+from april.updates import check_shapes, from_state_dicts
+from effcv.errors import ArgumentError, CheckFailed, DataError
 
 _RUN, _SERVER = 1, 0  # ids that Flower's own simulation uses likewise
+_ALIKE = 0.5  # cosine of weights before and after training; a delta's is about 0
 BLOCKED = 451  # code of the error reply that takes the place of a blocked upload
 _NODE = 1  # id of the first client of a `LocalGrid`
 
@@ -52,10 +54,11 @@ class AuditMod:
 
     Attributes:
         reports: Of every reply that was audited, in order.
+        failures: Why a reply could not be audited, in order; without a limit it left all the same.
 
     Args:
         spec: Of the model that is trained.
-        lr: Learning rate of the client's SGD; scales the update and decides nothing.
+        lr: Learning rate of the client's SGD.
         momentum: Of the client's SGD.
         weight_decay: Of the client's SGD.
         steps: Local steps.
@@ -84,6 +87,7 @@ class AuditMod:
         self.spec = spec
         self.max_psnr_db = max_psnr_db
         self.reports: list[Report] = []
+        self.failures: list[str] = []
         self._training: dict[str, Any] = {
             "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "steps": steps,
             "optimizer": optimizer,
@@ -96,28 +100,56 @@ class AuditMod:
         """Lets the client train, audits its reply, and passes it on or blocks it."""
         if message.metadata.message_type.partition(".")[0] != MessageType.TRAIN:
             return call_next(message, context)
-        before = state_of(message)
         reply = call_next(message, context)
         if reply.has_error():
             return reply
         try:
-            report = self._audit(before, state_of(reply))
+            report = self._audit(message, reply)
             self.reports.append(report)
             if self.max_psnr_db is not None:
                 report.check(self.max_psnr_db)
         except CheckFailed as failed:
             return Message(Error(BLOCKED, f"upload blocked: {failed}"), reply_to=message)
-        except EffcvError as error:
-            if self.max_psnr_db is None:
-                raise
-            return Message(
-                Error(BLOCKED, f"upload blocked, it cannot be audited: {error}"), reply_to=message
-            )
+        except Exception as error:  # whatever it is: what was not audited must not leave
+            self.failures.append(str(error))
+            if self.max_psnr_db is not None:
+                reason = f"upload blocked, it cannot be audited: {error}"
+                return Message(Error(BLOCKED, reason), reply_to=message)
         return reply
 
-    def _audit(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Report:
-        update = from_state_dicts(before, after, **self._training)
+    def _audit(self, message: Message, reply: Message) -> Report:
+        before, after = state_of(message), state_of(reply)
+        check_shapes(
+            {name: tuple(w.shape) for name, w in after.items()},
+            {name: tuple(w.shape) for name, w in before.items()},
+            what="the weights in the reply",
+        )
+        _check_weights(before, after, self.spec)
+        read = leaking_names(self.spec)  # the rest of a large model is neither copied nor kept
+        update = from_state_dicts(
+            {name: w for name, w in before.items() if name in read},
+            {name: w for name, w in after.items() if name in read},
+            **self._training,
+        )
         return audit(update, self.spec)
+
+
+def _check_weights(
+    before: Mapping[str, Tensor], after: Mapping[str, Tensor], spec: ViTSpec
+) -> None:
+    """Refuses a reply that is no weights near those sent: its difference would mean nothing.
+
+    Raises:
+        DataError: The patch projection points elsewhere: a delta or a gradient was uploaded.
+    """
+    if spec.patch_weight not in before or spec.patch_weight not in after:
+        return
+    sent, found = (state[spec.patch_weight].flatten().double() for state in (before, after))
+    if sent.any() and float(torch.cosine_similarity(sent, found, dim=0)) < _ALIKE:
+        raise DataError(
+            f"{spec.patch_weight} in the reply is unlike what was sent: weights after training are "
+            "expected, not a delta or a gradient"
+        )
 
 
 def state_of(message: Message) -> dict[str, Tensor]:
@@ -182,7 +214,9 @@ class LocalGrid(Grid):
 
     def __post_init__(self) -> None:
         self._contexts = {
-            node: Context(run_id=1, node_id=node, node_config={}, state=RecordDict(), run_config={})
+            node: Context(
+                run_id=_RUN, node_id=node, node_config={}, state=RecordDict(), run_config={}
+            )
             for node in self.get_node_ids()
         }
 
@@ -259,7 +293,7 @@ def federated_round(model: nn.Module, apps: Sequence[ClientApp]) -> Round:
     """Runs one round of FedAvg over the clients, in this process.
 
     Args:
-        model: The server's model; it takes the average where a client answered.
+        model: The server's model; it takes the average of those that answered, if it is finite.
         apps: The clients.
     """
     before = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}

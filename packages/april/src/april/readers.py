@@ -233,7 +233,7 @@ def _wanted(
         if not stored:
             raise DataError(f"{path} holds no tensors")
         return stored
-    found = [name for name in _names(spec) if name in headers]
+    found = [name for name in leaking_names(spec) if name in headers]
     if not found:
         raise DataError(
             f"{path} holds none of the parameters that leak: {stored[:SHOWN]} found, "
@@ -242,7 +242,8 @@ def _wanted(
     return found
 
 
-def _names(spec: ViTSpec) -> list[str]:
+def leaking_names(spec: ViTSpec) -> list[str]:
+    """Returns the parameters that the closed forms, the evidence and the labels need."""
     given = (spec.position, spec.patch_weight, spec.patch_bias, spec.class_token, *spec.qkv,
              spec.head_weight, spec.head_bias)  # fmt: skip
     return [name for name in given if name is not None]

@@ -46,10 +46,10 @@ def write(report: Report, folder: Path) -> dict[str, str]:
         with atomic_write(paths["report"]) as page, atomic_write(paths["json"]) as facts:
             page.write_text(render(report), encoding="utf-8")
             facts.write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
+        picture = folder / "recovered.png"
+        picture.unlink(missing_ok=True)  # that of an earlier audit must not stand beside this one
     except OSError as error:
         raise DataError(f"{folder} cannot be written: {images.brief(error)}") from None
-    picture = folder / "recovered.png"
-    picture.unlink(missing_ok=True)  # that of an earlier audit must not stand beside this report
     if report.recovery is not None:
         paths["picture"] = images.write(picture, to_pixels(report.recovery.image[0]))
     return {name: str(path) for name, path in paths.items()}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from april.auditing import audit
+from april.client import class_count
 from april.flower import AuditMod, federated_round, state_of, vision_client
 from april.pictures import photos, read_picture
 from april.readers import write_update
@@ -58,9 +59,10 @@ def run_round(
         AuditMod(spec, lr=lr, momentum=momentum, steps=steps, max_psnr_db=max_psnr_db)
         for _ in range(clients)
     ]
+    classes = class_count(model, spec) or clients
     apps = [
         vision_client(
-            copy.deepcopy(model), _batches(private[place], spec, place, steps), lr=lr,
+            copy.deepcopy(model), _batches(private[place], spec, place % classes, steps), lr=lr,
             momentum=momentum, mods=[gates[place]],
         )
         for place in range(clients)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from april import adaptive
+from april.client import class_count
 from april.defences import parse
 from april.pictures import capped, decibels, photos, read_picture, to_pixels
 from april.spec import ViTSpec
@@ -63,13 +64,14 @@ def run_sweep(
     most = max(defence.pictures for defence in named.values())
     others = photos(most, spec.image_size, channels=spec.channels)
     private = others[0] if image is None else read_picture(image, spec)
+    classes = class_count(model, spec) or most
     rows, cells, titles = [], [to_pixels(private)], ["private\n "]
     for name in track(list(named), "defences"):
         defence = named[name]
         victim = defence.prepare(copy.deepcopy(model), spec)
         batch = torch.cat([private[None], others[1 : defence.pictures]])
         sent = defence.upload(
-            victim, spec, spec.normalise(batch), torch.arange(len(batch)),
+            victim, spec, spec.normalise(batch), torch.arange(len(batch)) % classes,
             generator=generator(seed, "defence", name),
         )  # fmt: skip
         attack, value, found = _best(adaptive.closed_forms(sent, spec), private)
