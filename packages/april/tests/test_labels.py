@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as nnf
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from april.adapters import spec_of
@@ -108,6 +108,7 @@ def test_a_classifier_gradient_that_says_nothing_is_refused(victim, damage):
     shares=st.lists(st.floats(-3, 20), min_size=2, max_size=12),
     total=st.integers(1, 40),
 )
+@example(shares=[0.0, 2.225073858507e-311], total=3)
 def test_rounded_shares_are_counts_that_sum_to_the_batch(shares, total):
     counts = largest_remainder(torch.tensor(shares, dtype=torch.float64), total)
     assert int(counts.sum()) == total

@@ -87,7 +87,7 @@ def labels_from_counts(counts: Tensor) -> Tensor:
 def largest_remainder(shares: Tensor, total: int) -> Tensor:
     """Rounds shares (n,) to counts (n,) int64 that sum to ``total``; negative ones count as 0."""
     shares = shares.clamp(min=0)
-    if not float(shares.sum()) > 0:
+    if not float(shares.max()) > torch.finfo(shares.dtype).tiny:  # below it quotients overflow
         shares = torch.ones_like(shares)
     shares = shares * (total / shares.sum())
     counts = shares.floor().long()
