@@ -214,3 +214,19 @@ def test_a_gate_with_wrong_settings_is_refused_before_any_round(victim, settings
         AuditMod(victim[1], **settings)
     with pytest.raises(ArgumentError, match="ViTSpec"):
         AuditMod(None, lr=LR)
+
+
+def test_a_strategy_of_flower_runs_its_rounds_over_the_grid(victim):
+    """FedAvg.start, as a ServerApp calls it: two rounds, both clients in each."""
+    from flwr.app import ArrayRecord
+    from flwr.serverapp.strategy import FedAvg
+
+    from april.flower import LocalGrid
+
+    model, spec, photos = victim
+    with LocalGrid(clients(model, spec, photos, [None, None])) as grid:
+        result = FedAvg(fraction_evaluate=0.0).start(grid, ArrayRecord(model.state_dict()), 2)
+        assert list(grid.pull_messages(["0", "3"])) == [grid.received[0], grid.received[3]]
+    assert len(grid.received) == 4
+    final = result.arrays.to_torch_state_dict()
+    assert not torch.equal(final["pos_embed"], model.state_dict()["pos_embed"])

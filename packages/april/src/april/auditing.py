@@ -49,7 +49,7 @@ class Report:
         psnr_db: Measured against the reference, else expected from the certificate, else None.
         psnr_from: ``"reference"``, ``"certificate"`` or None.
         ssim: Against the reference, or None.
-        recovery: The best recovery, or None.
+        recovery: By the patch form; by the paper's where dl/dE alone is absent; or None.
         label: The label that the head's gradient betrays, or None.
         bound: How many pictures are behind the update at least, or None.
         consistency: Whether the update fits itself, or None.
@@ -176,17 +176,11 @@ def audit(
     Raises:
         DataError: The update cannot be used: NaN, all zero, wrong shapes, or it claims fewer
             pictures than its rank needs.
-        ArgumentError: The reference has another shape.
+        ArgumentError: The reference has another shape, or values outside [0, 1].
     """
     start = time.perf_counter()
     gradients = update.gradients
-    wanted = (spec.channels, *spec.image_size)
-    if reference is not None and tuple(reference.shape) != wanted:
-        raise ArgumentError(
-            f"the reference has shape {tuple(reference.shape)}, the model takes {wanted}"
-        )
-    if reference is not None and not bool(((reference >= 0) & (reference <= 1)).all()):
-        raise ArgumentError("the reference has values outside [0, 1], or NaN")
+    _check_reference(reference, spec)
     notes: list[str] = []
     label = _label(gradients, spec, notes)
     absent = _absent(update, spec)
@@ -221,6 +215,16 @@ def audit(
         verdict, sentence, value, origin, similar, recovery, label, bound, fits, update, spec,
         reference, seconds, tuple(notes),
     )  # fmt: skip
+
+
+def _check_reference(reference: Tensor | None, spec: ViTSpec) -> None:
+    wanted = (spec.channels, *spec.image_size)
+    if reference is not None and tuple(reference.shape) != wanted:
+        raise ArgumentError(
+            f"the reference has shape {tuple(reference.shape)}, the model takes {wanted}"
+        )
+    if reference is not None and not bool(((reference >= 0) & (reference <= 1)).all()):
+        raise ArgumentError("the reference has values outside [0, 1], or NaN")
 
 
 def _noise(update: Update, fits: Consistency | None, name: str) -> float:

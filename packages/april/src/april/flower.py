@@ -213,6 +213,7 @@ class LocalGrid(Grid):
     received: list[Message] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self._run: Any = None
         self._contexts = {
             node: Context(
                 run_id=_RUN, node_id=node, node_config={}, state=RecordDict(), run_config={}
@@ -234,17 +235,25 @@ class LocalGrid(Grid):
         """Returns the clients' ids."""
         return list(range(_NODE, _NODE + len(self.apps)))
 
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Hands each message to its client and returns an id for each reply."""
+        ids = []
+        for message in messages:
+            node = message.metadata.dst_node_id
+            self.sent.append(message)
+            self.received.append(self.apps[node - _NODE](message, self._contexts[node]))
+            ids.append(str(len(self.received) - 1))
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Returns the replies of those ids; they are there as soon as the messages are pushed."""
+        return [self.received[int(place)] for place in message_ids]
+
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
         """Hands each message to its client and returns the replies."""
-        replies = []
-        for message in messages:
-            node = message.metadata.dst_node_id
-            self.sent.append(message)
-            replies.append(self.apps[node - _NODE](message, self._contexts[node]))
-        self.received += replies
-        return replies
+        return self.pull_messages(self.push_messages(messages))
 
     def create_message(
         self,
@@ -257,21 +266,14 @@ class LocalGrid(Grid):
         """Makes a message for a client."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
-    def set_run(self, run: object) -> None:
-        """A run in this process has no server that would know it."""
+    def set_run(self, run: Any) -> None:
+        """Keeps what a ServerApp says of its run; nothing here needs it."""
+        self._run = run
 
     @property
     def run(self) -> Any:
-        """There is no run of a server."""
-        raise NotImplementedError("a LocalGrid belongs to no run of a server")
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Messages here are answered at once; use `send_and_receive`."""
-        raise NotImplementedError("a LocalGrid answers at once: use send_and_receive")
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Messages here are answered at once; use `send_and_receive`."""
-        raise NotImplementedError("a LocalGrid answers at once: use send_and_receive")
+        """What `set_run` was given, None without."""
+        return self._run
 
 
 @dataclass(frozen=True)
