@@ -135,7 +135,7 @@ def test_insert_takes_local_weights_and_never_runs_what_a_file_holds(cgd, tmp_pa
         (["train", "--data", "digits8", "--attention", "cbm"], 2, "did you mean 'cbam'"),
         (["train", "--data", "digits8", "--epochs", "0"], 2, "epochs"),
         (["train", "--data", "digits8", "--model", "resnet_cifar", "--depth", "9"], 2, "6 n + 2"),
-        (["insert", "--model", "resnet50"], 2, "needs its source"),
+        (["insert", "--model", "resnet50"], 2, "needs a source"),
         (["insert", "--model", "torchvison:resnet50"], 2, "did you mean 'torchvision'"),
         (["insert", "--model", "torchvision:resnet51"], 2, "nearest are resnet50"),
         (["eval", "absent.safetensors"], 3, "absent.safetensors"),

@@ -11,17 +11,15 @@ Nothing is downloaded.
 
 from __future__ import annotations
 
-import difflib
 import importlib
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from april import models
 from effcv.errors import ArgumentError, CheckpointError, choose, need
+from effcv.runtime import zoo
 
 SOURCES = ("timm", "torchvision", "hf", "april", "py")
 OURS = tuple(f"{kind}-{size}" for kind in "ab" for size in ("ti16", "s16", "b16", "small"))
@@ -45,31 +43,20 @@ def build(name: str, *, weights: Path | None = None, seed: int = 0) -> nn.Module
         raise ArgumentError(f"model {name!r} needs a source before its name, such as timm:{name}")
     choose(source, SOURCES, "model source")
     builder = {
-        "timm": _timm,
-        "torchvision": _torchvision,
+        "timm": _library,
+        "torchvision": _library,
         "hf": _transformers,
         "april": _ours,
         "py": _function,
     }[source]
-    model = models.seeded(lambda: builder(rest), seed)
+    model = models.seeded(lambda: builder(name if builder is _library else rest), seed)
     if weights is not None:
-        _load(model, Path(weights))
+        zoo.load_weights(model, weights)
     return model.eval()
 
 
-def _timm(name: str) -> nn.Module:
-    import timm
-
-    _known(name, timm.list_models(), "timm")
-    model: nn.Module = timm.create_model(name, pretrained=False)
-    return model
-
-
-def _torchvision(name: str) -> nn.Module:
-    library = need("torchvision.models", extra="models", package="april-vit")
-    _known(name, library.list_models(module=library), "torchvision")
-    model: nn.Module = library.get_model(name, weights=None)
-    return model
+def _library(name: str) -> nn.Module:
+    return zoo.build(name, package="april-vit")
 
 
 def _transformers(name: str) -> nn.Module:
@@ -85,7 +72,7 @@ def _transformers(name: str) -> nn.Module:
             raise CheckpointError(f"{name} holds no model for transformers: {reason}") from None
         return local
     auto = need("transformers.models.auto.modeling_auto", extra="models", package="april-vit")
-    _known(name, auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, "transformers")
+    zoo.known(name, auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, "transformers")
     # `architectures` is None by default, over which the library itself stumbles for DeiT.
     config = library.AutoConfig.for_model(name, architectures=[])
     model: nn.Module = classifier.from_config(config)
@@ -118,31 +105,3 @@ def _function(name: str) -> nn.Module:
         raise ArgumentError(f"py:{name} gave {type(made).__name__}, expected py:MODULE:FUNCTION "
                             "whose function returns an nn.Module")  # fmt: skip
     return made
-
-
-def _known(name: str, names: Collection[str], source: str) -> None:
-    """Refuses an unknown name without printing the hundreds that are known."""
-    if name not in names:
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
-        hint = f"; the nearest are {', '.join(near)}" if near else ""
-        raise ArgumentError(f"{source} has no model {name!r}{hint}")
-
-
-def _load(model: nn.Module, path: Path) -> None:
-    """Loads a plain state dict, never executing what a file holds."""
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: Any = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged files raise whatever they lead the reader to
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else "empty"
-        raise CheckpointError(f"{path} holds no plain weights: {reason}") from None
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
-    try:
-        model.load_state_dict(state)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        lines = [line.strip() for line in str(error).splitlines()[1:3]] or [str(error)]
-        raise CheckpointError(f"{path} does not fit the model: {' '.join(lines)}") from None

@@ -9,11 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from cgd.insert import insert_cgd
-from effcv.errors import ArgumentError, CheckpointError, choose, need
-from effcv.runtime import checkpoint
+from effcv.errors import choose
+from effcv.runtime import checkpoint, zoo
 from effcv.runtime.seed import seed_everything
-
-SOURCES = ("timm", "torchvision")
 
 
 def build(name: str, *, weights: Path | None = None, seed: int = 0) -> nn.Module:
@@ -29,56 +27,8 @@ def build(name: str, *, weights: Path | None = None, seed: int = 0) -> nn.Module
         CheckpointError: The file cannot be read, or does not fit the model.
         DependencyError: The library is not installed.
     """
-    source, colon, model_name = name.partition(":")
-    if not colon:
-        raise ArgumentError(f"model {name!r} needs its source: torchvision:NAME or timm:NAME")
-    choose(source, SOURCES, "model source")
     seed_everything(seed)
-    if source == "timm":
-        timm = need("timm", extra="models", package="cgd")
-        _known(model_name, timm.list_models(), source)
-        model: nn.Module = timm.create_model(model_name, pretrained=False)
-    else:
-        zoo = need("torchvision.models", extra="models", package="cgd")
-        _known(model_name, zoo.list_models(module=zoo), source)
-        model = zoo.get_model(model_name, weights=None)
-    if weights is not None:
-        _load(model, weights)
-    return model.eval()
-
-
-def _known(name: str, names: list[str], source: str) -> None:
-    """Refuses an unknown name, without printing the hundreds that are known."""
-    import difflib
-
-    if name not in names:
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
-        hint = f"; the nearest are {', '.join(near)}" if near else ""
-        raise ArgumentError(f"{source} has no model {name!r}{hint}")
-
-
-def _load(model: nn.Module, path: Path) -> None:
-    """Loads plain state dicts of other libraries too, never executing what a file holds."""
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            state: Any = load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path} cannot be read: {error}") from None
-    else:
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises whatever a damaged archive leads it to
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else "empty"
-            raise CheckpointError(f"{path} holds no plain weights: {reason}") from None
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
-    try:
-        model.load_state_dict(state)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        lines = [line.strip() for line in str(error).splitlines()[1:3]]
-        raise CheckpointError(f"{path} does not fit the model: {' '.join(lines)}") from None
+    return zoo.build(name, package="cgd", weights=weights)
 
 
 def insert_checked(
