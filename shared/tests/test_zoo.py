@@ -58,10 +58,20 @@ def test_what_is_no_plain_weights_is_refused_and_never_run(resnet, tmp_path, mon
     (tmp_path / "code.pt").write_bytes(pickle.dumps(Payload()))
     torch.save({"weights": Payload()}, tmp_path / "zip.pt")
     (tmp_path / "empty.safetensors").write_bytes(b"")
-    for name in ("code.pt", "zip.pt", "empty.safetensors", "absent.pt"):
+    for name in ("code.pt", "zip.pt", "empty.safetensors"):
         with pytest.raises(CheckpointError, match=f"{name} holds no plain weights"):
             zoo.load_weights(resnet, tmp_path / name)
+    with pytest.raises(CheckpointError, match=r"absent\.pt is absent"):
+        zoo.load_weights(resnet, tmp_path / "absent.pt")
     assert not (tmp_path / "payload-ran").exists()
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model"])
+def test_what_training_scripts_save_is_unwrapped(resnet, tmp_path, key):
+    state = {f"module.{name}": tensor for name, tensor in resnet.state_dict().items()}
+    torch.save({key: state, "epoch": 3}, tmp_path / "last.pth")
+    again = zoo.build("torchvision:resnet18", package="effcv", weights=tmp_path / "last.pth")
+    assert torch.equal(again.state_dict()["fc.weight"], resnet.state_dict()["fc.weight"])
 
 
 def test_weights_of_another_network_are_refused_by_name(resnet, tmp_path):

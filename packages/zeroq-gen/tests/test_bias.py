@@ -7,7 +7,9 @@ from scipy import integrate, stats
 
 from effcv.runtime.seed import generator
 from zeroq_gen.canonical import canonical
+from zeroq_gen.graph import Node
 from zeroq_gen.network import Network
+from zeroq_gen.quant.adaround import AdaRoundConfig, adaround
 from zeroq_gen.quant.analytic import clipped_normal, moments, ranges
 from zeroq_gen.quant.bias import analytic, empirical
 from zeroq_gen.quant.calibrate import calibrate
@@ -77,7 +79,7 @@ def test_the_means_and_deviations_of_batchnorm_are_those_of_the_folded_tensors(n
 
 def test_analytic_ranges_cover_nearly_everything(normed):
     graph, folded, x = normed
-    known = ranges(graph, folded)
+    known = ranges(moments(graph, folded))
     measured = Network(folded).run({"images": x}, list(known))
     for name, (low, high) in known.items():
         inside = (measured[name] >= low - 1e-6) & (measured[name] <= high + 1e-6)
@@ -86,6 +88,16 @@ def test_analytic_ranges_cover_nearly_everything(normed):
     assert known["r"][1] <= 6
     state = calibrate(folded, x[:8], known=known)
     assert set(state.activations) == set(place(folded).own)
+
+
+def test_pools_that_change_means_or_ranges_are_left_to_pictures(normed):
+    graph, _, _ = normed
+    nodes = [
+        Node(op, ("r",), (op,), {"kernel_shape": [2, 2]}, op)
+        for op in ("AveragePool", "MaxPool", "GlobalAveragePool")
+    ]
+    pooled = graph.with_(nodes=(*graph.nodes, *nodes))
+    assert set(moments(pooled, pooled)) == {"n", "r", "m", "y", "AveragePool"}
 
 
 def test_analytic_correction_undoes_the_shift_that_rounding_makes(normed):
@@ -125,9 +137,47 @@ def test_empirical_correction_restores_the_mean_of_every_layer(mobile, images):
         assert float((after - wanted).abs().max()) < 0.5 * float((before - wanted).abs().max())
 
 
-def test_classifiers_are_left_alone(mobile, images):
+SHARING = """
+sharing (float[B,3,16,16] images) => (float[B,4] y) {
+  a = Conv(images, first, bias)
+  r = Relu(a)
+  c = Conv(r, second, bias)
+  s = Relu(c)
+  e = Conv(s, second, bias)
+  m = GlobalAveragePool(e)
+  y = Flatten(m)
+}
+"""
+
+
+@pytest.mark.parametrize("repair", ["empirical", "adaround, biases alone", "adaround"])
+def test_layers_that_share_a_bias_are_repaired_one_by_one(graph_of, images, repair):
+    shapes = {"first": (4, 3, 3, 3), "second": (4, 4, 3, 3), "bias": (4,)}
+    graph = graph_of(SHARING, shapes)
+    state = calibrate(graph, images, policy=COARSE)
+    if repair == "empirical":
+        repaired = empirical(state, Network(graph), images)
+    else:
+        below = AdaRoundConfig(below=2 if "alone" in repair else 8, iterations=50)
+        repaired = adaround(state, images, config=below)
+    layers = ["a", "c", "e"]
+    goal = [v.mean((0, 2, 3)) for v in Network(graph).run({"images": images}, layers).values()]
+    for name, wanted, before, after in zip(
+        layers, goal, _means(state, images, layers), _means(repaired, images, layers), strict=True
+    ):
+        assert float((after - wanted).abs().max()) < 0.3 * float((before - wanted).abs().max()), (
+            name
+        )
+    np.testing.assert_array_equal(repaired.graph.constants["first"], graph.constants["first"])
+
+
+@pytest.mark.parametrize("method", ["empirical", "adaround"])
+def test_classifiers_are_left_alone(mobile, images, method):
     state = calibrate(mobile, images, policy=COARSE)
-    repaired = empirical(state, Network(mobile), images)
+    if method == "empirical":
+        repaired = empirical(state, Network(mobile), images)
+    else:
+        repaired = adaround(state, images, config=AdaRoundConfig(below=2))
     np.testing.assert_array_equal(repaired.graph.constants["b_head"], mobile.constants["b_head"])
     assert not np.array_equal(repaired.graph.constants["b_deep"], mobile.constants["b_deep"])
 

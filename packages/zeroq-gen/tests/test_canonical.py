@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from zeroq_gen.canonical import canonical, static_shapes
+from zeroq_gen.canonical import canonical, free_batch, static_shapes
 from zeroq_gen.graph import Graph
 from zeroq_gen.network import Network
 from zeroq_gen.sources import open_model
@@ -178,6 +178,81 @@ def test_shapes_computed_from_the_batch_become_constants():
     assert ops(fixed) == {"Reshape": 1}
     x = np.random.default_rng(0).normal(size=(5, 3, 8, 8)).astype(np.float32)
     np.testing.assert_array_equal(run(graph, x), run(fixed, x))
+
+
+FLAT = [helper.make_node("GlobalAveragePool", ["x"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["f"])]  # fmt: skip
+
+
+@pytest.mark.parametrize("attributes", [{"alpha": 0.5}, {"beta": -2.0}, {"transB": 1, "beta": 3.0},
+                                        {"transA": 1, "alpha": 2.0}])  # fmt: skip
+@pytest.mark.parametrize("bias", [None, (), (1,), (4,), (1, 4), (2, 4)])
+@pytest.mark.parametrize("normed", [False, True])
+def test_a_gemm_of_any_form_becomes_a_plain_one(attributes, bias, normed):
+    random = np.random.default_rng(3)
+    shape = (4, 3) if attributes.get("transB") else (3, 4)
+    weights = {"w": random.normal(size=shape).astype(np.float32), **norm(random, 4)}
+    if bias is not None:
+        weights["b"] = random.normal(size=bias).astype(np.float32)
+    inputs = ["t" if "transA" in attributes else "f", "w", *(["b"] if bias is not None else [])]
+    turn = [helper.make_node("Transpose", ["f"], ["t"], perm=[1, 0])] * ("transA" in attributes)
+    gemm = helper.make_node("Gemm", inputs, ["a" if normed else "y"], **attributes)
+    graph = graph_of([*FLAT, *turn, gemm, *[BN] * normed], weights)
+    folded = canonical(graph)
+    same(graph, folded)
+    (found,) = [node for node in folded.nodes if node.op == "Gemm"]
+    if bias != (2, 4):  # one that varies over the batch stays as it is
+        assert set(found.attributes) <= {"transB"}
+        assert not normed or ops(folded)["Mul"] == 0
+        assert len(found.inputs) < 3 or folded.constants[found.inputs[2]].shape == (4,)
+
+
+def test_a_norm_of_rows_is_a_norm_of_rows():
+    """BatchNorm1d after flattening: (B, C), not an image."""
+    random = np.random.default_rng(0)
+    row = helper.make_node("BatchNormalization", ["f", "gamma", "beta", "mean", "var"], ["y"])
+    graph = graph_of([*FLAT, row], norm(random, 3))
+    same(graph, canonical(graph))
+
+
+def test_a_mean_over_the_last_axes_of_a_sequence_is_no_global_pooling():
+    nodes = [helper.make_node("Reshape", ["x", "s"], ["r"]),
+             helper.make_node("ReduceMean", ["r", "axes"], ["y"], keepdims=0)]  # fmt: skip
+    graph = graph_of(nodes, {"s": np.array([0, 3, 64]), "axes": np.array([-1, -2])})
+    folded = canonical(graph)
+    assert "GlobalAveragePool" not in ops(folded)
+    same(graph, folded)
+
+
+def test_constants_that_bear_the_names_of_new_ones_keep_their_values():
+    """As some exporters name them: `conv` has conv_bias, and here another reads it too."""
+    random = np.random.default_rng(0)
+    weights = {"w": random.normal(size=(4, 3, 1, 1)).astype(np.float32),
+               "a_bias": random.normal(size=4).astype(np.float32),
+               "a_weight": random.normal(size=(4, 3, 1, 1)).astype(np.float32),
+               **norm(random, 4)}  # fmt: skip
+    nodes = [helper.make_node("Conv", ["x", "w", "a_bias"], ["a"]),
+             helper.make_node("BatchNormalization", ["a", "gamma", "beta", "mean", "var"], ["n"]),
+             helper.make_node("Conv", ["x", "a_weight", "a_bias"], ["c"]),
+             helper.make_node("Conv", ["x", "w"], ["d"]),
+             helper.make_node("Sum", ["n", "c", "d"], ["y"])]  # fmt: skip
+    graph = graph_of(nodes, weights)
+    same(graph, canonical(graph))
+
+
+@pytest.mark.parametrize("allowzero", [0, 1])
+def test_a_batch_that_an_export_fixed_is_free_again(allowzero):
+    weights = {"shape": np.array([1, 192]), "sizes": np.array([1, 3, 16, 16])}
+    nodes = [helper.make_node("Resize", ["x", "", "", "sizes"], ["r"], mode="nearest"),
+             helper.make_node("MaxPool", ["r"], ["p"], kernel_shape=[2, 2], strides=[2, 2]),
+             helper.make_node("Reshape", ["p", "shape"], ["y"], allowzero=allowzero)]  # fmt: skip
+    graph = graph_of(nodes, weights, shape=(1, 3, 8, 8))
+    freed = free_batch(graph)
+    assert freed.input_shape == (None, 3, 8, 8)
+    x = np.random.default_rng(0).normal(size=(4, 3, 8, 8)).astype(np.float32)
+    wanted = np.concatenate([run(graph, part[None]) for part in x])
+    np.testing.assert_array_equal(run(freed, x), wanted)
+    assert np.array_equal(Network(freed)(torch.from_numpy(x)).numpy(), wanted)
 
 
 class Mixed(nn.Module):

@@ -2,11 +2,13 @@
 
 import json
 import re
+import subprocess
 import sys
 
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from effcv.data import images
 from zeroq_gen.__main__ import main
@@ -144,12 +146,107 @@ def test_the_demo_keeps_the_accuracy_and_draws(zeroq, tmp_path):
     assert images.read(tmp_path / "demo.png").shape[2] == 3
 
 
+BAD = {
+    "no-norm": "no BatchNorm (LayerNormalization keeps no statistics of the data)",
+    "train-mode": "exported in training mode (BatchNormalization makes 'n' from the batch)",
+    "untrained": "BatchNorm 'n' was never trained (mean 0, variance 1 throughout)",
+    "nan": "weight 'mean' holds NaN or infinite values",
+    "negative": "weight 'var', the variance of a BatchNorm, holds -0.5",
+    "rows": "input 'x' has 2 axes, expected images (B, C, H, W)",
+    "bytes": "input 'x' is of type UINT8, expected FLOAT images",
+    "open": "input 'x' has no fixed height and width: give --size",
+    "two-inputs": "has 2 inputs (x, z), expected one: images",
+    "four-channels": "input 'x' has 4 channels, expected 3 (RGB) or 1 (grey)",
+    "quantised": "already quantised (DynamicQuantizeLinear makes 'q')",
+    "lost-weights": "keeps weights in 'w.bin', which is not beside it",
+}
+
+
+def bad_model(kind):
+    """A network of one convolution and one norm with the fault that its name tells."""
+    side, channels = (None if kind == "open" else 16), (4 if kind == "four-channels" else 3)
+    shape = [None, 3] if kind == "rows" else [None, channels, side, side]
+    element = TensorProto.UINT8 if kind == "bytes" else TensorProto.FLOAT
+    images = [helper.make_tensor_value_info("x", element, shape)]
+    norm = helper.make_node("BatchNormalization", ["a", "one", "one", "mean", "var"], ["n"])
+    nodes = [helper.make_node("Conv", ["x", "w"], ["a"]), norm]
+    nodes.append(helper.make_node("Relu", ["n"], ["y"]))
+    weights = {"w": np.ones((2, channels, 3, 3)), "one": np.ones(2), "mean": np.full(2, 0.3),
+               "var": np.full(2, 0.5)}  # fmt: skip
+    if kind == "no-norm":
+        weights["one"] = np.ones(14)
+        nodes[1] = helper.make_node("LayerNormalization", ["a", "one"], ["n"])
+    elif kind == "train-mode":
+        norm.output.extend(["m", "v"])
+        norm.attribute.append(helper.make_attribute("training_mode", 1))
+    elif kind == "untrained":
+        weights |= {"mean": np.zeros(2), "var": np.ones(2)}
+    elif kind in ("nan", "negative"):
+        weights |= {"mean": [0, np.nan]} if kind == "nan" else {"var": [0.5, -0.5]}
+    elif kind == "two-inputs":
+        images.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, [1]))
+        nodes.append(helper.make_node("Add", ["y", "z"], ["sum"]))
+    elif kind == "quantised":
+        nodes.append(helper.make_node("DynamicQuantizeLinear", ["y"], ["q", "s", "zp"]))
+    tensors = [numpy_helper.from_array(np.asarray(v, np.float32), k) for k, v in weights.items()]
+    if kind == "lost-weights":
+        tensors[0].ClearField("raw_data")
+        tensors[0].data_location = TensorProto.EXTERNAL
+        tensors[0].external_data.add(key="location", value="w.bin")
+    made = TensorProto.UINT8 if kind == "quantised" else TensorProto.FLOAT
+    results = [helper.make_tensor_value_info(nodes[-1].output[0], made, [None] * 4)]
+    body = helper.make_graph(nodes, "bad", images, results, tensors)
+    return helper.make_model(body, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_every_bad_model_is_one_sentence_with_its_tensor(zeroq, tmp_path, kind):
+    (tmp_path / "bad.onnx").write_bytes(bad_model(kind).SerializeToString())
+    code, _, err = zeroq("synth", "bad.onnx", "--count", 2, "--iterations", 1)
+    assert code == 3, err
+    assert BAD[kind] in err
+    assert len(err.strip().splitlines()) == 1
+    assert not (tmp_path / "bad-pictures").exists()
+
+
+def test_a_good_model_of_that_kind_is_taken(zeroq, tmp_path):
+    (tmp_path / "good.onnx").write_bytes(bad_model("none").SerializeToString())
+    code, _, err = zeroq("synth", "good.onnx", "--count", 2, "--iterations", 1)
+    assert code == 0, err
+
+
+def test_a_wrong_normalisation_is_said_where_pictures_are_made_and_by_the_doctor(zeroq, digits):
+    wrong = ("--mean", "0", "--std", "0.00392156862745098")
+    code, _, err = zeroq("synth", digits / "digits.onnx", *wrong, "--count", 2, "--iterations", 1)
+    assert code == 0
+    assert "at the first BatchNorm" in err
+    assert "check mean and std" in err
+    _, facts, _ = zeroq("doctor", digits / "digits.onnx", *wrong)
+    assert "check mean and std" in facts["notes"][0]
+    assert zeroq("doctor", digits / "digits.onnx", *NORM)[1]["notes"] == []
+
+
+@pytest.mark.slow
+def test_two_ranks_of_torchrun_make_the_set_of_one_process(zeroq, digits, tmp_path):
+    given = ["synth", str(digits / "digits.onnx"), *NORM, "--count", "6", "--batch", "2",
+             "--iterations", "5", "--threads", "1"]  # fmt: skip
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    subprocess.run([*torchrun, "2", "-m", "zeroq_gen", *given, "--out", str(tmp_path / "two")],
+                   check=True, timeout=300)  # fmt: skip
+    subprocess.run([sys.executable, "-m", "zeroq_gen", *given, "--out", str(tmp_path / "one")],
+                   check=True, timeout=300)  # fmt: skip
+    names = sorted(path.name for path in (tmp_path / "one").glob("*.*"))
+    assert names == sorted(path.name for path in (tmp_path / "two").glob("*.*"))
+    for name in names:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
 @pytest.mark.parametrize(
     ("args", "code", "words"),
     [
         (["quantize", "absent.onnx"], 3, "absent.onnx is absent"),
         (["quantize", "model.bin"], 2, "none of: FILE.onnx"),
-        (["quantize", "torchvision:resnet18", "--size", "64", "64"], 3, "never trained"),
+        (["quantize", "torchvision:resnet18", "--size", "64", "64"], 3, "give --weights FILE"),
         (["quantize", "torchvision:resnet81"], 2, "the nearest are"),
         (["quantize", "torchvision:resnet18", "--weights", "no.pth"], 3, "no.pth"),
         (["quantize", "lite:0", "--wbits", "9"], 2, "9"),

@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
 from effcv.errors import DataError
@@ -11,6 +12,7 @@ from effcv.runtime.onnx import export
 from zeroq_gen.compare import compare, rounded_tensors
 from zeroq_gen.imageset import ImageSet
 from zeroq_gen.metrics import MAX_DB
+from zeroq_gen.procedural import procedural
 from zeroq_gen.readers import CalibrationReader
 from zeroq_gen.session import expose, float_convolutions, open_session, optimized_ops, run
 from zeroq_gen.small import mobile, settled
@@ -125,3 +127,21 @@ def test_files_that_cannot_be_compared_are_named(files, images, tmp_path):
                      kind="photos")  # fmt: skip
     with pytest.raises(DataError, match="onnxruntime refuses"):
         compare(*files, wrong)
+
+
+def test_weights_beside_the_file_count_and_are_read(tmp_path):
+    """As today's torch.onnx.export writes them."""
+    weight = np.random.default_rng(0).normal(size=(8, 3, 7, 7)).astype(np.float32)
+    body = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["y"])], "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, 3, 16, 16])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(weight, "w")],
+    )  # fmt: skip
+    model = helper.make_model(body, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="m.onnx.data",
+              size_threshold=0)  # fmt: skip
+    judges = procedural("dead-leaves", 2, (16, 16), mean=(0, 0, 0), std=(1, 1, 1))
+    found = compare(tmp_path / "m.onnx", tmp_path / "m.onnx", judges, timed=False)
+    assert found.reference_bytes > weight.nbytes
+    assert found.score["y"].value("sqnr") > 100

@@ -64,6 +64,14 @@ def test_a_smaller_set_leaves_no_picture_of_the_larger_one_behind(tmp_path):
     assert (tmp_path / "mine.png").exists()
 
 
+def test_pictures_of_the_user_are_neither_removed_nor_replaced(tmp_path):
+    (tmp_path / "00001.png").write_bytes(b"the user's own")
+    with pytest.raises(DataError, match=r"holds 00001\.png, a picture that is not of a set"):
+        some().save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["00001.png"]
+    assert (tmp_path / "00001.png").read_bytes() == b"the user's own"
+
+
 @settings(max_examples=15, deadline=None)
 @given(
     mean=st.tuples(*[st.floats(0, 1)] * 3),

@@ -122,3 +122,12 @@ def test_slack_is_the_quantile_of_the_gaps():
     call = Moments("bn", torch.arange(5.0), torch.ones(5) * 4, 64)
     (found,) = slack_of([call], {"bn": layer}, quantile=0.5)
     assert found == Slack(2.0, 1.0)
+
+
+def test_the_first_layer_counts_ten_times_for_l2_alone():
+    """DeepInversion's weight; by arithmetic, on three layers that are equally far off."""
+    layer = BNStats("bn", torch.zeros(4), torch.ones(4), 1e-5)
+    calls = [Moments("bn", torch.ones(4), torch.ones(4), 64)] * 3
+    for name in LOSSES:
+        first, *rest = (value for _, value in layer_losses(calls, {"bn": layer}, loss=name))
+        assert [float(first / value) for value in rest] == [10 if name == "l2" else 1] * 2

@@ -14,11 +14,16 @@ from effcv.errors import ArgumentError
 from effcv.runtime.seed import generator
 from zeroq_gen.export import to_qdq
 from zeroq_gen.quant.calibrate import calibrate
-from zeroq_gen.quant.mixed import assign, choose_bits, divergence, sensitivities, size_bytes
+from zeroq_gen.quant.mixed import assign, choose_bits, divergence, layer_bytes, sensitivities
 from zeroq_gen.quant.policy import Policy
 from zeroq_gen.quant.state import layers
 
 OPTION = st.tuples(st.integers(1, 60), st.floats(0, 10))
+
+
+def size_bytes(state):
+    bits = {layer.weight: state.weights[layer.weight].bits for layer in state.layers}
+    return sum(layer_bytes(state.graph, layer, bits[layer.weight]) for layer in state.layers)
 
 
 @settings(max_examples=60, deadline=None)

@@ -1,5 +1,6 @@
 """The whole way, on the shipped network of digits; onnxruntime runs what is judged."""
 
+import dataclasses
 import hashlib
 
 import onnx
@@ -7,17 +8,25 @@ import pytest
 import torch
 
 from effcv.errors import ArgumentError, DataError, ExportError
-from zeroq_gen.budgets import BUDGETS, usual_method
+from zeroq_gen.budgets import BUDGETS, usual_exempt, usual_method
 from zeroq_gen.metrics import Score
 from zeroq_gen.pipeline import quantize
 from zeroq_gen.procedural import procedural
-from zeroq_gen.quant.mixed import size_bytes
+from zeroq_gen.quant.analytic import moments
+from zeroq_gen.quant.analytic import ranges as ranges_of
+from zeroq_gen.quant.mixed import layer_bytes
 from zeroq_gen.recipe import SynthConfig
 from zeroq_gen.session import float_convolutions, open_session, run
 from zeroq_gen.sources import digest_of, open_model
+from zeroq_gen.synth import synthesize
 from zeroq_gen.trained import SIZE, pictures, shipped
 
 QUICK = SynthConfig(iterations=20)
+
+
+def size_bytes(state):
+    bits = {layer.weight: state.weights[layer.weight].bits for layer in state.layers}
+    return sum(layer_bytes(state.graph, layer, bits[layer.weight]) for layer in state.layers)
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +73,37 @@ def test_eight_bits_without_data_keep_the_accuracy(net, digits, whole, tmp_path)
     assert digest_of(net.module) == before
 
 
+def test_analytic_ranges_and_biases_are_batchnorms(model, leaves, digits, whole, tmp_path):
+    """The running statistics decide, not the pictures; judged by the accuracy on digits."""
+    options = {"wbits": 4, "method": "rtn", "ranges": "analytic"}
+    result = quantize(model, out=tmp_path / "q.onnx", images=leaves, **options)
+    other = quantize(model, images=leaves.subset(2), **options)
+    known = ranges_of(moments(model.graph, model.folded))
+    assert len(known) > 5
+    for name in known.keys() & result.state.activations.keys():
+        low, high = (float(end) for end in result.state.activations[name].range)
+        assert low <= known[name][0] + 1e-3 + (high - low) / 255
+        step = float(other.state.activations[name].scale)
+        assert step == pytest.approx((high - low) / 255)
+    biases = [layer.bias for layer in result.state.layers[1:-1]]
+    changed = [result.state.graph.constants[name] for name in biases]
+    assert all(
+        (a == other.state.graph.constants[n]).all() for a, n in zip(changed, biases, strict=True)
+    )
+    assert all((a != model.folded.constants[n]).any() for a, n in zip(changed, biases, strict=True))
+    assert top1(result.path, digits) > whole - 0.05
+
+
+def test_analytic_ranges_are_refused_where_nothing_is_known(model, leaves):
+    with pytest.raises(ArgumentError, match="before equalisation"):
+        quantize(model, images=leaves, ranges="analytic", equalise=True)
+    folded = dataclasses.replace(model, graph=model.folded, bn_layers=0)
+    with pytest.raises(ArgumentError, match="no BatchNorm to take analytic ranges from"):
+        quantize(folded, images=leaves, ranges="analytic")
+    with pytest.raises(ArgumentError, match="unknown range method 'mean'"):
+        quantize(model, ranges="mean")
+
+
 @pytest.mark.parametrize("method", ["rtn", "squant", "adaround", "reconstruct"])
 def test_every_way_of_rounding_gives_a_verified_file(model, leaves, digits, method, tmp_path):
     result = quantize(model, out=tmp_path / "q.onnx", wbits=4, images=leaves, method=method,
@@ -74,12 +114,12 @@ def test_every_way_of_rounding_gives_a_verified_file(model, leaves, digits, meth
     assert top1(result.path, digits) > 0.5
 
 
-def test_repair_is_worth_its_time_at_three_bits(model, leaves, digits, tmp_path):
+def test_repair_is_worth_its_time_at_three_bits(model, digits, tmp_path):
     """Rounded to nearest, three bits everywhere lose more than learned rounding does."""
-    found = {}
+    found, made = {}, synthesize(model, 32, config=QUICK)
     for method in ("rtn", "adaround"):
         path = tmp_path / f"{method}.onnx"
-        quantize(model, out=path, wbits=3, images=leaves, method=method, exempt=False,
+        quantize(model, out=path, wbits=3, images=made, method=method, exempt=(),
                  correct_bias=method != "rtn", budget="fast")  # fmt: skip
         (a,) = run(open_session(path), digits.inputs(), batch=100).values()
         (b,) = run(open_session(model.folded.to_proto()), digits.inputs(), batch=100).values()
@@ -171,15 +211,37 @@ def test_pictures_for_another_network_are_refused(model):
         quantize(model, images=other)
 
 
-def test_nothing_is_left_where_the_file_cannot_be_written(model, leaves, tmp_path):
-    with pytest.raises(ExportError, match="cannot be written"):
-        quantize(model, images=leaves, out=tmp_path / "absent" / "q.onnx", ranges="minmax")
-    assert not list(tmp_path.iterdir())
+def test_the_model_is_never_written_over(model, leaves, tmp_path):
+    path = tmp_path / "model.onnx"
+    onnx.save(model.graph.to_proto(), path)
+    (tmp_path / "link.onnx").symlink_to(path)
+    before = path.read_bytes()
+    for out in (path, tmp_path / "link.onnx"):
+        with pytest.raises(ArgumentError, match="out is the model itself"):
+            quantize(path, out=out, images=leaves)
+    with pytest.raises(ArgumentError, match="is the folder"):
+        quantize(path, out=tmp_path, images=leaves)
+    assert path.read_bytes() == before
+
+
+def test_folders_are_made_and_what_cannot_be_made_is_said_before_the_work(model, leaves, tmp_path):
+    stages = []
+    quantize(model, images=leaves, out=tmp_path / "a" / "b" / "q.onnx", ranges="minmax",
+             progress=stages.append)  # fmt: skip
+    assert (tmp_path / "a" / "b" / "q.onnx").is_file()
+    assert stages[:2] == ["open", "pictures"]
+    (tmp_path / "file").write_text("")
+    stages.clear()
+    with pytest.raises(ExportError, match="cannot be made"):
+        quantize(model, images=leaves, out=tmp_path / "file" / "q.onnx", progress=stages.append)
+    assert not stages
 
 
 def test_low_bits_are_repaired_by_default():
-    assert usual_method(8, 8, "default") == "rtn"
-    assert usual_method(4, 8, "fast") == "squant"
-    assert usual_method(4, 8, "default") == "adaround"
+    assert usual_method(8, 8, "default") == "squant"
+    assert usual_method(4, 8, "fast") == "adaround"
+    assert usual_method(4, 4, "default") == "adaround"
     assert usual_method(4, 4, "best") == "reconstruct"
+    assert usual_exempt(8) == {"stem", "depthwise"}
+    assert usual_exempt(4) == {"stem", "depthwise", "classifier"}
     assert sorted(BUDGETS) == ["best", "default", "fast"]

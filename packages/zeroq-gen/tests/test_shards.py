@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -169,6 +170,37 @@ def test_damaged_batches_and_plans_are_refused(net, tmp_path):
         shards.merge(tmp_path)
     with pytest.raises(DataError, match=r"holds no plan\.json"):
         shards.merge(tmp_path / "parts")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("count", "7"), ("config", {"batch": 0}), ("mean", None), ("std", [0.0])],
+)
+def test_plans_that_make_no_sense_are_refused(net, tmp_path, key, value):
+    made(net, out=tmp_path)
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    (tmp_path / "plan.json").write_text(json.dumps(plan | {key: value}))
+    with pytest.raises(DataError, match=r"plan\.json is damaged"):
+        shards.merge(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("pictures", np.zeros((2, 3, 16, 16), np.uint8)),
+        ("pictures", np.zeros((2, 1, 16, 16), np.float32)),
+        ("trace", np.zeros((4, 3), np.float32)),
+        ("labels", np.zeros(3, np.int64)),
+    ],
+)
+def test_batches_that_do_not_fit_the_plan_are_refused(net, tmp_path, key, value):
+    made(net, out=tmp_path)
+    part = tmp_path / "parts" / "000000.npz"
+    with np.load(part) as arrays:
+        changed = dict(arrays) | {key: value}
+    np.savez(part, **changed)
+    with pytest.raises(DataError, match=r"000000\.npz is not a batch"):
+        shards.merge(tmp_path)
 
 
 def test_ranks_need_a_folder_and_variables_that_fit(net, monkeypatch):

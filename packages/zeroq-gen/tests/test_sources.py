@@ -2,6 +2,9 @@
 
 import contextlib
 import hashlib
+import io
+import pickle
+import zipfile
 
 import numpy as np
 import onnx
@@ -11,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save_file
 from torch import nn
 
-from effcv.errors import ArgumentError, CheckpointError, DataError
+from effcv.errors import ArgumentError, CheckpointError, DataError, Interrupted
 from effcv.runtime import zoo
 from zeroq_gen.network import Network
 from zeroq_gen.sources import digest_of, open_model
@@ -113,7 +116,7 @@ def test_named_networks_take_local_weights(tmp_path):
     assert model.bn_layers == 20
     assert model.normalisation_given
     assert model.mean == (0.485, 0.456, 0.406)
-    with pytest.raises(CheckpointError, match=r"absent\.pth holds no plain weights"):
+    with pytest.raises(CheckpointError, match=r"absent\.pth is absent"):
         open_model("torchvision:resnet18", weights=tmp_path / "absent.pth")
 
 
@@ -161,6 +164,21 @@ def outside(model):
     entry.key, entry.value = "location", "weights.bin"
 
 
+def above(model):
+    outside(model)
+    model.graph.initializer[0].external_data[0].value = "../weights.bin"
+
+
+def one_batch(model):
+    """Mixes the images of its batch, which is fixed to 1."""
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0]), "zero"))
+    model.graph.node.append(
+        helper.make_node("ReduceMean", [model.graph.output[0].name, "zero"], ["mixed"])
+    )
+    model.graph.output[0].name = "mixed"
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -170,7 +188,9 @@ def outside(model):
         (quantized, r"already quantised \(QuantizeLinear makes 'q'\)"),
         (training, r"exported in training mode \(BatchNormalization makes"),
         (poisoned, r"weight 'norm.running_var' holds NaN"),
-        (outside, r"lies in an external file|is not a valid ONNX model"),
+        (outside, r"weights in 'weights.bin', which is not beside it|is not a valid ONNX model"),
+        (above, r"is not a valid ONNX model|not beside it"),
+        (one_batch, r"input 'images' is fixed to a batch of 1 throughout"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -221,14 +241,129 @@ def test_wrong_names_are_refused(source, arguments, error, words):
     ("arguments", "error", "words"),
     [
         ({}, ArgumentError, "give size"),
-        ({"size": (8, 8), "mean": (1, 2)}, ArgumentError, "does not fit 3 channels"),
+        ({"size": (8, 8), "mean": (1, 2), "std": [1]}, ArgumentError, "does not fit 3 channels"),
         ({"size": (8, 8), "mean": [127], "std": [128]}, ArgumentError, "divide those"),
-        ({"size": (8, 8), "std": [0]}, ArgumentError, "std is above 0"),
+        ({"size": (8, 8), "mean": [0], "std": [0]}, ArgumentError, "std is above 0"),
+        ({"size": (8, 8), "mean": [0]}, ArgumentError, "belong together"),
     ],
 )
 def test_wrong_arguments_are_refused(small, arguments, error, words):
     with pytest.raises(error, match=words):
         open_model(small, **arguments)
+
+
+def test_weights_in_a_file_beside_the_model_are_read(tmp_path, small):
+    """As torch.onnx.export writes them unless told otherwise. Judged by torch."""
+    example = torch.randn(3, 3, 16, 16)
+    torch.onnx.export(small, (example[:1],), tmp_path / "m.onnx", dynamo=True, verbose=False,
+                      external_data=True)  # fmt: skip
+    data = tmp_path / "m.onnx.data"
+    assert data.is_file()
+    model = open_model(tmp_path / "m.onnx")
+    with torch.no_grad():
+        assert (Network(model.folded)(example) - small(example)).abs().max() < 1e-5
+    changed = bytearray(data.read_bytes())
+    changed[0] ^= 1
+    data.write_bytes(changed)
+    assert open_model(tmp_path / "m.onnx").digest != model.digest
+    (tmp_path / "far").mkdir()
+    (tmp_path / "m.onnx").rename(tmp_path / "far" / "m.onnx")
+    with pytest.raises(DataError, match=r"not beside it|not a valid"):
+        open_model(tmp_path / "far" / "m.onnx")
+
+
+class Rows(nn.Module):
+    """Flattens by a fixed shape, and norms rows, as many classifiers do."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.rows, self.linear = nn.BatchNorm1d(64), nn.Linear(64, 8)
+        self.last, self.head = nn.BatchNorm1d(8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = nn.functional.max_pool2d(torch.relu(self.norm(self.conv(x))), 4)
+        return self.head(torch.relu(self.last(self.linear(self.rows(x.flatten(1))))))
+
+
+@pytest.mark.parametrize("kind", ["onnx", "pt2"])
+def test_an_export_for_one_image_serves_any_batch(tmp_path, kind):
+    """Judged by torch."""
+    torch.manual_seed(1)
+    module, example = Rows(), torch.randn(5, 3, 16, 16)
+    module(torch.randn(32, 3, 16, 16))  # statistics
+    module.eval()
+    path = tmp_path / f"m.{kind}"
+    if kind == "pt2":
+        torch.export.save(torch.export.export(module, (example[:1],)), path)
+    else:
+        torch.onnx.export(module, (example[:1],), path, dynamo=True, optimize=False, verbose=False,
+                          external_data=False)  # fmt: skip
+    model = open_model(path)
+    assert (model.bn_layers, model.graph.input_shape) == (3, (None, 3, 16, 16))
+    with torch.no_grad():
+        for network in (model.network(), Network(model.folded)):
+            assert (network(example) - module(example)).abs().max() < 1e-5
+
+
+class Planted:
+    """What runs code when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def test_no_pickled_object_of_a_pt2_is_run(tmp_path, small):
+    program = torch.export.export(small, (torch.randn(2, 3, 16, 16),))
+    torch.export.save(program, tmp_path / "m.pt2")
+    mark = tmp_path / "was-run"
+    buffer = io.BytesIO()
+    torch.save(((Planted(mark),), {}), buffer)
+    with zipfile.ZipFile(tmp_path / "m.pt2") as old:
+        parts = {name: old.read(name) for name in old.namelist()}
+    for name, data in (("sample_inputs/model.pt", buffer.getvalue()), ("constants/opaque_obj_0",
+                       pickle.dumps(Planted(mark)))):  # fmt: skip
+        with zipfile.ZipFile(tmp_path / "bad.pt2", "w", zipfile.ZIP_STORED) as new:
+            for part, content in (parts | {f"m/data/{name}": data}).items():
+                new.writestr(part, content)
+        with contextlib.suppress(DataError):
+            open_model(tmp_path / "bad.pt2")
+        assert not mark.exists()
+    with pytest.raises(DataError, match="opaque_obj_0"):
+        open_model(tmp_path / "bad.pt2")
+
+
+def test_weights_that_an_old_file_lists_as_inputs_are_weights(onnx_file):
+    def old(model):
+        free(model)
+        for weight in model.graph.initializer:
+            info = helper.make_tensor_value_info(weight.name, weight.data_type, weight.dims)
+            model.graph.input.append(info)
+
+    assert open_model(onnx_file(old), size=(24, 32)).size == (24, 32)
+
+
+def test_grouped_first_convolutions_take_all_channels(small):
+    small.conv = nn.Conv2d(3, 9, 3, groups=3)
+    small.norm, small.head = nn.BatchNorm2d(9), nn.Linear(9, 2)
+    assert open_model(small.eval(), size=(8, 8)).channels == 3
+
+
+def test_a_signal_is_not_taken_for_a_damaged_model(monkeypatch, onnx_file):
+    path = onnx_file()
+
+    def stopped(*args, **kwargs):
+        raise Interrupted("stopped", code=143)
+
+    for place in ("onnxruntime.InferenceSession", "onnxscript.optimizer.fold_constants",
+                  "onnx.checker.check_model"):  # fmt: skip
+        with monkeypatch.context() as patched:
+            patched.setattr(place, stopped)
+            with pytest.raises(Interrupted):
+                open_model(path)
 
 
 def test_size_may_not_contradict_the_file(onnx_file):

@@ -15,6 +15,7 @@ from zeroq_gen.matched_norm import batch_norms
 from zeroq_gen.procedural import procedural
 from zeroq_gen.recipe import OBJECTS
 from zeroq_gen.small import mobile, resnet, settled
+from zeroq_gen.sources import open_model
 from zeroq_gen.stats import bn_moments, collect_bn_stats
 from zeroq_gen.subject import prepare, state_digest
 from zeroq_gen.synth import SynthConfig, synthesize
@@ -181,6 +182,41 @@ def test_half_the_resolution_is_used_where_the_network_takes_it():
     assert not prepare(net, (96, 96), **given).halves  # 48 pixels show too little
     flat = nn.Sequential(*net[:3], nn.Flatten(), nn.Linear(4 * 128 * 128, 5)).eval()
     assert not prepare(flat, (128, 128), **given).halves
+
+
+def test_half_the_resolution_must_not_mix_pictures():
+    """A Reshape to rows of a fixed length swallows four pictures of half the size as one."""
+    net = settled(resnet(width=4)[:3], torch.randn(8, 1, 16, 16), passes=2)
+    row = nn.Sequential(net, nn.AvgPool2d(8), nn.Flatten(), nn.Linear(4 * 16 * 16, 5)).eval()
+    model = open_model(row, size=(128, 128), mean=MEAN, std=STD)
+    assert any(node.op == "Reshape" for node in model.graph.nodes)
+    assert not prepare(model.network(), (128, 128), mean=MEAN, std=STD, batch=4).halves
+
+
+def test_the_callers_switches_for_gradients_do_not_matter(net):
+    wanted = made(net)
+    with torch.no_grad():
+        assert torch.equal(made(net).pictures, wanted.pictures)
+    with torch.inference_mode():
+        assert torch.equal(made(net).pictures, wanted.pictures)
+
+
+def test_a_module_that_normalises_itself_is_not_asked_for_its_mean(net):
+    other = copy.deepcopy(net)
+    other.register_buffer("mean", torch.zeros(1, 3, 1, 1))
+    with pytest.raises(ArgumentError, match="mean is missing"):
+        made(other, mean=None)
+
+
+def test_messages_call_layers_of_a_graph_by_their_tensors(net):
+    model = open_model(net, size=(16, 16), mean=MEAN, std=STD)
+    tensors = {n.output for n in model.graph.nodes if n.op == "BatchNormalization"}
+    assert {stats.name for stats in collect_bn_stats(model.network())} == tensors
+    network = model.network()
+    first = next(iter(batch_norms(network)))
+    batch_norms(network)[first].running_var[0] = -1
+    with pytest.raises(DataError, match=f"'{first}' holds a negative variance"):
+        made(network)
 
 
 def test_a_loss_that_is_not_finite_names_the_layer(net):

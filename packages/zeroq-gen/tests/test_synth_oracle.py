@@ -8,6 +8,7 @@ from zeroq_gen.lite import lite
 from zeroq_gen.normalisation import USUAL, better_normalisation
 from zeroq_gen.procedural import procedural
 from zeroq_gen.stats import first_layer_gap
+from zeroq_gen.subject import prepare
 from zeroq_gen.synth import SynthConfig, synthesize
 
 pytest.importorskip("efficientnet_lite_pytorch")
@@ -25,6 +26,12 @@ def test_the_first_layer_tells_the_networks_own_normalisation_from_imagenets(sub
         mean, std = (part * (3 // len(part)) for part in USUAL[name])
         words = better_normalisation(subject.module, size, mean=mean, std=std)
         assert "-1 to 1 only" in words
+
+
+def test_a_wrong_normalisation_is_said(subject):
+    mean, std = USUAL["ImageNet's"]
+    notes = prepare(subject.module, (96, 96), mean=mean, std=std, batch=4).notes
+    assert any("-1 to 1 only" in note and "check mean and std" in note for note in notes)
 
 
 def test_pink_noise_fits_the_first_layer_better_than_gaussian_noise(subject):

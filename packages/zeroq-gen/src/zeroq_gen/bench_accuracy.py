@@ -6,7 +6,17 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from effcv.bench import Run, case
-from zeroq_gen.benching import LEAVES, NOISE, OURS, REAL, Judge, drawn, quantized, small_judge
+from zeroq_gen.benching import (
+    LEAVES,
+    NOISE,
+    OURS,
+    REAL,
+    Judge,
+    drawn,
+    measured,
+    quantized,
+    small_judge,
+)
 
 if TYPE_CHECKING:
     from zeroq_gen.imageset import ImageSet
@@ -14,13 +24,13 @@ if TYPE_CHECKING:
 KINDS = (OURS, NOISE, LEAVES, REAL)
 SETTINGS: dict[str, dict[str, Any]] = {
     "W8A8": {"wbits": 8, "abits": 8},
-    "W4A4": {"wbits": 4, "abits": 4, "method": "reconstruct"},
+    "W4A4": {"wbits": 4, "abits": 4, "method": "reconstruct", "budget": "fast"},
 }
 BOUNDS = {"W8A8": 0.3, "W4A4": 3.0}  # points below the float network
 COUNT = 32  # pictures that calibrate
 
 
-@case("accuracy", budget_s={"quick": 25, "claims": 1600, "full": 1600})
+@case("accuracy", budget_s={"quick": 15, "claims": 1080, "full": 1080})
 def accuracy(run: Run) -> None:
     """ResNet on Fashion-MNIST (quick: on digits): points of accuracy lost, by what calibrates."""
     short = run.profile == "quick"
@@ -70,10 +80,10 @@ def _record(
                 data=data)  # fmt: skip
     for (name, kind), values in found.items():
         run.measure("top-1", arm=f"{name}, {kind}", value=sum(values) / len(values), unit="%",
-                    better="higher", seeds=len(values), each=values)  # fmt: skip
+                    better="higher", data=data)  # fmt: skip
         lost = paired_interval(whole, values)
-        run.measure("points lost", arm=f"{name}, {kind}", value=lost.value, unit="points",
-                    better="lower", low=lost.low, high=lost.high)  # fmt: skip
+        measured(run, "points lost", lost, arm=f"{name}, {kind}", unit="points", better="lower",
+                 data=data)  # fmt: skip
         if kind == OURS:
             run.claim(f"{name} on synthetic pictures: points below float on {data}", lost,
                       at_most=BOUNDS[name], kind="accuracy")  # fmt: skip

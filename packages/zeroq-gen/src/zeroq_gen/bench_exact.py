@@ -13,14 +13,18 @@ def exact(run: Run) -> None:
     """The shipped network of digits: formulas, formats, parity of file and simulator."""
     import torch
 
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
-    judge = small_judge("mnist5k", seed=run.seed)
-    _formulas(run)
-    _moments(run, judge)
-    _synthesis(run, judge)
-    images = drawn(LEAVES, judge.model, 16, seed=run.seed)
-    for bits in (8, 4):
-        _file(run, judge, images, bits)
+    try:
+        judge = small_judge("mnist5k", seed=run.seed)
+        _formulas(run)
+        _moments(run, judge)
+        _synthesis(run, judge)
+        images = drawn(LEAVES, judge.model, 16, seed=run.seed)
+        for bits in (8, 4):
+            _file(run, judge, images, bits)
+    finally:
+        torch.set_num_threads(before)
 
 
 def _formulas(run: Run) -> None:
@@ -89,7 +93,7 @@ def _synthesis(run: Run, judge: Judge) -> None:
     ]  # fmt: skip
     run.claim("bytes that differ between two syntheses of one seed",
               int((made[0].pictures != made[1].pictures).sum()), equals=0)  # fmt: skip
-    run.claim("the network was changed by the synthesis",
+    run.claim("changes of the network by the synthesis",
               float(state_digest(net.module) != before), equals=0)  # fmt: skip
     distinct = torch.unique(made[0].pictures.flatten(1), dim=0)
     run.claim("pictures of a set that are alike", 4 - len(distinct), equals=0)

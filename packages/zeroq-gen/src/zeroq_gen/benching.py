@@ -7,11 +7,12 @@ that never calibrate; differences between kinds of pictures are paired by photog
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from effcv.bench import Run
+from effcv.bench import Interval, Run
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -130,18 +131,27 @@ def record(run: Run, arm: str, score: Score, **config: Any) -> None:
     }
     for name, (title, unit, factor, better) in shown.items():
         if name in score.names:
-            found = score.interval(name)
-            run.measure(title, arm=arm, value=factor * found.value, unit=unit, better=better,
-                        low=factor * found.low, high=factor * found.high, **config)  # fmt: skip
+            measured(run, title, scaled(score.interval(name), factor), arm=arm, unit=unit,
+                     better=better, **config)  # fmt: skip
 
 
 def points(run: Run, text: str, better: Score, worse: Score, *, at_least: float) -> None:
     """Claims a difference of agreement, in points, paired by photograph."""
-    from effcv.bench import Interval
+    gap = scaled(better.minus(worse, "agreement"), 100)
+    run.claim(text, gap, at_least=at_least, kind="accuracy")
 
-    gap = better.minus(worse, "agreement")
-    value = Interval(100 * gap.value, 100 * gap.low, 100 * gap.high, gap.n)
-    run.claim(text, value, at_least=at_least, kind="accuracy")
+
+def measured(run: Run, title: str, found: Interval, **config: Any) -> None:
+    """Records a number and the ends of its 95 % interval, where it has one."""
+    ends = {"": found.value, ", low end": found.low, ", high end": found.high}
+    for text, value in ends.items():
+        if math.isfinite(value):
+            run.measure(title + text, value=value, **config)
+
+
+def scaled(found: Interval, factor: float) -> Interval:
+    """Returns an interval in another unit."""
+    return Interval(factor * found.value, factor * found.low, factor * found.high, found.n)
 
 
 def _logits(model: Model, images: ImageSet) -> Any:

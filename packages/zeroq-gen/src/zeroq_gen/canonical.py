@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from effcv.errors import DataError
+from effcv.errors import DataError, EffcvError
 from zeroq_gen.graph import Array, Graph, Node
 
 _FOLDING = ("Conv", "ConvTranspose", "Gemm")
@@ -23,8 +23,8 @@ _NOTHING = ("Identity", "Dropout")
 
 def canonical(graph: Graph) -> Graph:
     """Returns the graph without BatchNorm, in the form that the quantiser expects."""
-    graph = norms_as_affine(fold_norms(fold_pads(without_identities(graph))))
-    graph = global_pooling(hard_swish(graph))
+    graph = fold_norms(plain_gemms(fold_pads(without_identities(graph))))
+    graph = global_pooling(hard_swish(norms_as_affine(graph)))
     return fold_affine(graph)
 
 
@@ -56,6 +56,33 @@ def static_shapes(graph: Graph) -> Graph:
         if not set(node.outputs) & constants.keys()
     ]
     return graph.rewritten(nodes, constants)
+
+
+def free_batch(graph: Graph) -> Graph:
+    """Frees the batch of a graph that was exported for one size of it.
+
+    What was written for that size is the first number of a Reshape or Resize. Whether nothing else
+    was must be tried on another batch.
+    """
+    batch = graph.input_shape[0]
+    if batch is None:
+        return graph
+    constants, nodes = dict(graph.constants), list[Node]()
+    for node in graph.nodes:
+        place = {"Reshape": 1, "Resize": 3}.get(node.op, 0)
+        whole = place and "axes" not in node.attributes
+        sizes = graph.constant(node.input(place)) if whole else None
+        if sizes is not None and sizes.ndim == 1 and len(sizes) and sizes[0] == batch:
+            attributes = dict(node.attributes)
+            if node.op == "Resize":
+                attributes["axes"], sizes = list(range(1, len(sizes))), sizes[1:]
+            elif not attributes.pop("allowzero", 0) or sizes.all():
+                sizes = np.concatenate([[0], sizes[1:]])  # 0 copies the size
+            name = _added(constants, f"{node.output}_sizes", sizes.astype(np.int64))
+            inputs = (*node.inputs[:place], name, *node.inputs[place + 1 :])
+            node = dataclasses.replace(node, inputs=inputs, attributes=attributes)
+        nodes.append(node)
+    return graph.with_(input_shape=(None, *graph.input_shape[1:])).rewritten(nodes, constants)
 
 
 def _is_only_a_shape(graph: Graph, name: str) -> bool:
@@ -95,6 +122,8 @@ def _values(graph: Graph, names: Sequence[str], batch: int) -> dict[str, Array]:
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
         found = session.run(list(names), {graph.input: np.zeros(shape, np.float32)})
+    except EffcvError:
+        raise
     except Exception as error:  # onnxruntime raises a dozen private types
         reason = str(error).strip().splitlines()[-1]
         raise DataError(f"the network does not run on images {shape}: {reason}") from None
@@ -145,6 +174,50 @@ def _zero_pads(graph: Graph, node: Node) -> list[int] | None:
     return [pads[2], pads[3], pads[6], pads[7]]
 
 
+def plain_gemms(graph: Graph) -> Graph:
+    """Writes every Gemm with constant weights as ``x @ w + b``, b (C,): no factors, no transA."""
+    constants, nodes = dict(graph.constants), list[Node]()
+    for node in graph.nodes:
+        weight = constants.get(node.input(1)) if node.op == "Gemm" else None
+        if weight is None:
+            nodes.append(node)
+            continue
+        x, name, bias = node.inputs[0], node.inputs[1], node.input(2)
+        attributes = dict(node.attributes)
+        alpha, beta = attributes.pop("alpha", 1.0), attributes.pop("beta", 1.0)
+        if alpha != 1:
+            name = _added(constants, f"{node.output}_weight", weight * np.float32(alpha))
+        if attributes.pop("transA", 0):
+            nodes.append(Node("Transpose", (x,), (f"{node.output}_turned",), {"perm": [1, 0]}))
+            x = f"{node.output}_turned"
+        shift = constants.get(bias) if bias else None
+        if shift is not None and shift.size in (1, _channels(node, constants)):
+            row = np.broadcast_to(shift.reshape(-1), (_channels(node, constants),)).copy()
+            if beta != 1 or row.shape != shift.shape:
+                bias = _added(constants, f"{node.output}_bias", row * np.float32(beta))
+        elif bias and beta != 1:
+            attributes["beta"] = beta
+        inputs = (x, name, bias) if bias else (x, name)
+        nodes.append(dataclasses.replace(node, inputs=inputs, attributes=attributes))
+    return graph.rewritten(nodes, constants)
+
+
+def _added(constants: dict[str, Array], name: str, value: Array) -> str:
+    """Adds a constant under a name that no other has, and returns the name."""
+    while name in constants:
+        name += "_"
+    constants[name] = value if value.dtype == np.int64 else value.astype(np.float32)
+    return name
+
+
+def _ranks(graph: Graph) -> dict[str, int]:
+    """Returns the number of axes of the tensors for which ONNX can tell."""
+    model = onnx.shape_inference.infer_shapes(graph.to_proto())
+    found = (*model.graph.input, *model.graph.value_info, *model.graph.output)
+    shaped = [v for v in found if v.type.tensor_type.HasField("shape")]
+    return {value.name: len(value.type.tensor_type.shape.dim) for value in shaped}
+
+
 def fold_norms(graph: Graph) -> Graph:
     """Folds every BatchNorm into the convolution that alone feeds it."""
     constants, names = dict(graph.constants), {}
@@ -172,17 +245,20 @@ def affine_of(graph: Graph, node: Node) -> tuple[Array, Array]:
 
 def norms_as_affine(graph: Graph) -> Graph:
     """Writes every BatchNorm that is left as a multiplication and an addition."""
-    constants, nodes = dict(graph.constants), list[Node]()
+    if all(node.op != "BatchNormalization" for node in graph.nodes):
+        return graph
+    constants, nodes, ranks = dict(graph.constants), list[Node](), _ranks(graph)
     for node in graph.nodes:
         if node.op != "BatchNormalization":
             nodes.append(node)
             continue
-        gain, shift = affine_of(graph, node)
-        names = [f"{node.output}_{part}" for part in ("gain", "shift", "scaled")]
-        for name, value in zip(names, (gain, shift), strict=False):
-            constants[name] = value.astype(np.float32).reshape(-1, 1, 1)
-        nodes.append(Node("Mul", (node.inputs[0], names[0]), (names[2],)))
-        nodes.append(Node("Add", (names[2], names[1]), (node.output,)))
+        places = (1,) * (ranks.get(node.inputs[0], 4) - 2)
+        gain, shift = (part.reshape(-1, *places) for part in affine_of(graph, node))
+        scaled = f"{node.output}_scaled"
+        gains = _added(constants, f"{node.output}_gain", gain)
+        shifts = _added(constants, f"{node.output}_shift", shift)
+        nodes.append(Node("Mul", (node.inputs[0], gains), (scaled,)))
+        nodes.append(Node("Add", (scaled, shifts), (node.output,)))
     return graph.rewritten(nodes, constants)
 
 
@@ -286,11 +362,15 @@ def _scaled(
         shape[axis] = channels
         scaled = weight * gain.reshape(shape)
     old = constants[node.input(2)].reshape(-1) if node.input(2) else np.zeros(channels)
-    shared = len(graph.consumers(node.inputs[1])) > 1
-    name = f"{node.output}_weight" if shared else node.inputs[1]
-    constants[name] = scaled.astype(np.float32)
-    constants[f"{node.output}_bias"] = (old * gain + shift).astype(np.float32)
-    return dataclasses.replace(node, inputs=(node.inputs[0], name, f"{node.output}_bias"))
+    if len(old) not in (1, channels):  # a Gemm's that varies over the batch
+        return None
+    name = node.inputs[1]
+    if len(graph.consumers(name)) > 1:
+        name = _added(constants, f"{node.output}_weight", scaled)
+    else:
+        constants[name] = scaled.astype(np.float32)
+    bias = _added(constants, f"{node.output}_bias", old * gain + shift)
+    return dataclasses.replace(node, inputs=(node.inputs[0], name, bias))
 
 
 def _with_folded(
@@ -310,13 +390,16 @@ def _with_folded(
 
 def global_pooling(graph: Graph) -> Graph:
     """Writes a mean over height and width as GlobalAveragePool, which has an integer kernel."""
-    nodes = list[Node]()
+    if all(node.op != "ReduceMean" for node in graph.nodes):
+        return graph
+    nodes, ranks = list[Node](), _ranks(graph)
     for node in graph.nodes:
         axes = node.attributes.get("axes")
         if node.op == "ReduceMean" and node.input(1):
             found = graph.constant(node.inputs[1])
             axes = None if found is None else found.reshape(-1).tolist()
-        if node.op != "ReduceMean" or axes is None or {a % 4 for a in axes} != {2, 3}:
+        images = node.op == "ReduceMean" and ranks.get(node.inputs[0]) == 4
+        if not images or axes is None or {a % 4 for a in axes} != {2, 3}:
             nodes.append(node)
             continue
         keep = node.attributes.get("keepdims", 1)
@@ -395,16 +478,19 @@ def prepared(model: onnx.ModelProto, size: tuple[int, int] | None) -> onnx.Model
     import onnxscript.optimizer
     from onnx import version_converter
 
-    if size is not None and len(model.graph.input) == 1:
-        dims = model.graph.input[0].type.tensor_type.shape.dim
-        for dim, value in zip(dims[2:], size, strict=False):
-            dim.dim_value = value
+    weights = {tensor.name for tensor in model.graph.initializer}  # old files list them as inputs
+    for image in model.graph.input:
+        if size is not None and image.name not in weights:
+            for dim, value in zip(image.type.tensor_type.shape.dim[2:], size, strict=False):
+                dim.dim_value = value
     opset = max((e.version for e in model.opset_import if e.domain in ("", "ai.onnx")), default=0)
     try:
         if opset < 21:
             model = version_converter.convert_version(model, 21)
         onnxscript.optimizer.fold_constants(model)
         onnxscript.optimizer.remove_unused_nodes(model)
+    except EffcvError:
+        raise
     except Exception as error:  # both raise whatever a strange model leads them to
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(f"the model cannot be brought from opset {opset} to 21: {reason}") from None

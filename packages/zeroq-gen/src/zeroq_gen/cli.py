@@ -14,6 +14,8 @@ from effcv.runtime.cli import Common
 from zeroq_gen import __version__
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from zeroq_gen.imageset import ImageSet
     from zeroq_gen.sources import Model
 
@@ -22,6 +24,7 @@ Bits = Annotated[int, Parameter(validator=Number(gte=2, lte=8))]
 Weight = Annotated[float, Parameter(validator=Number(gte=0))]
 Switch = Annotated[bool, Parameter(negative="")]
 Size = Annotated[tuple[Count, Count] | None, Parameter(consume_multiple=True)]
+Kinds = Annotated[tuple[str, ...] | None, Parameter(consume_multiple=True)]
 Channels = Annotated[tuple[float, ...] | None, Parameter(consume_multiple=True)]
 
 
@@ -67,7 +70,7 @@ def quantize(
     count: Count | None = None,
     method: str | None = None,
     ranges: str = "mse",
-    keep_8bit: bool = True,
+    keep_8bit: Kinds = None,
     equalise: Switch = False,
     correct_bias: bool = True,
     megabytes: Annotated[float | None, Parameter(validator=Number(gt=0))] = None,
@@ -93,39 +96,51 @@ def quantize(
         count: Pictures to calibrate with; by default the budget's.
         method: Rounding of weights: rtn, squant, adaround, reconstruct; by default by the bits.
         ranges: Of activations: minmax, percentile, mse, entropy, analytic.
-        keep_8bit: Keep the first layer, the classifier and depthwise layers at 8 bits.
+        keep_8bit: Kinds of layers whose weights stay at 8 bits: stem, depthwise, classifier,
+            pointwise, conv, transposed, or none; by default the first two, and with low-bit
+            activations the third.
         equalise: Equalise the weights of consecutive layers first.
         correct_bias: Correct the mean error of each layer.
         megabytes: Choose the bits layer by layer so that all weights fit; wbits are the fewest.
         report: Measure the file on packaged photographs and write the report.
     """
+    import time
+
+    from zeroq_gen.pipeline import check_out
     from zeroq_gen.pipeline import quantize as run
 
     common.torch_device()
-    out = common.out or Path(f"{_stem(model)}-w{wbits}a{abits}.onnx")
+    out = _file(common.out, f"{_stem(model)}-w{wbits}a{abits}.onnx")
+    check_out(out, model)
     work = out.with_name(f"{out.stem}-pictures")
     opened = _open(model, weights, size, mean, std)
     kind = _pictures(images, opened) if images else None
+    kept = () if keep_8bit == ("none",) else keep_8bit
     result = run(
         opened, out=out, wbits=wbits, abits=abits, images=kind, count=count, method=method,
-        ranges=ranges, exempt=keep_8bit, equalise=equalise, correct_bias=correct_bias,
+        ranges=ranges, exempt=kept, equalise=equalise, correct_bias=correct_bias,
         megabytes=megabytes, budget=budget, work=work, resume=common.resume, seed=common.seed,
-        threads=common.threads,
+        threads=common.threads, progress=_say,
     )  # fmt: skip
     _warn(result.notes)
+    seconds = dict(result.seconds)
     facts: dict[str, Any] = {
         "file": str(out),
         "pictures": f"{len(result.images)} {result.images.kind}",
         "method": result.settings["method"],
-        "same integers as simulated, within": f"{result.verification.largest} quantum",
+        "onnxruntime differs from the simulator by": f"{result.verification.largest} quanta",
     }
     if report:
         from zeroq_gen.report import write
-        from zeroq_gen.reporting import report_of, summary
+        from zeroq_gen.reporting import doubts, report_of, summary
 
+        _say("report (--no-report leaves it out)")
+        start = time.perf_counter()
         found = report_of(result, threads=common.threads, seed=common.seed)
         facts |= summary(found) | write(found, out.with_name(f"{out.stem}-report"))
-    return facts | {"seconds": {k: round(v, 1) for k, v in result.seconds.items()}}
+        seconds["report"] = time.perf_counter() - start
+        _warn(doubts(found))
+    return facts | {"seconds": {name: round(spent, 1) for name, spent in seconds.items()}}
 
 
 def synth(
@@ -220,18 +235,16 @@ def stats(
         std: Likewise.
         weights: Local file of weights for torchvision and timm.
     """
-    from zeroq_gen.stats import Sidecar, check_bn, collect_bn_stats, save_stats
+    from zeroq_gen.stats import Sidecar, collect_bn_stats, save_stats
 
     opened = _open(model, weights, size, mean, std)
-    network = opened.network()
-    check_bn(network)
-    layers = collect_bn_stats(network)
+    layers = collect_bn_stats(opened.network())
     facts: dict[str, Any] = {"model": opened.name, "sha256": opened.digest}
     if common.out:
         sidecar = Sidecar(tuple(layers), opened.digest, opened.mean, opened.std, opened.size)
         facts["saved"] = str(save_stats(common.out, sidecar))
     facts["rows"] = [
-        {"tensor": network.norm_tensor(layer.name), "channels": layer.channels,
+        {"tensor": layer.name, "channels": layer.channels,
          "mean of means": float(layer.mean.mean()),
          "mean of deviations": float(layer.var.sqrt().mean())}
         for layer in layers
@@ -357,6 +370,20 @@ def doctor(
     return examine(_open(model, weights, size, mean, std))
 
 
+def _file(given: Path | None, name: str) -> Path:
+    """Returns the file to write: the one given, or ``name`` in the folder given."""
+    if given is None:
+        return Path(name)
+    return given / name if given.is_dir() or str(given).endswith("/") else given
+
+
+def _say(stage: str) -> None:
+    """Tells who waits what is being done, on standard error."""
+    import sys
+
+    print(f"zeroq-gen: {stage}", file=sys.stderr, flush=True)
+
+
 def _stem(model: str) -> str:
     """Returns a file name for a model: ``lite:0`` gives ``lite-0``."""
     return Path(model).stem if ":" not in model else model.replace(":", "-").replace("/", "-")
@@ -396,13 +423,14 @@ def _set_facts(made: ImageSet, out: Path) -> dict[str, Any]:
     if trace:
         facts["distance from the statistics"] = f"{trace[0]:.3g} -> {trace[-1]:.3g}"
     if len(made) > 1:
-        facts["diversity"] = diversity(made).to_dict()
+        found = diversity(made).to_dict()
+        facts["diversity"] = {
+            name: value for name, value in found.items() if value not in (None, "")
+        }
     return facts
 
 
-def _warn(notes: tuple[str, ...]) -> None:
+def _warn(notes: Iterable[str]) -> None:
     """Says what a user must know, on standard error."""
-    import sys
-
     for note in notes:
-        print(f"zeroq-gen: {note}", file=sys.stderr)
+        _say(note)

@@ -132,6 +132,10 @@ def compare(
     left, right = Path(reference), Path(quantized)
     models = _loaded(left), _loaded(right)
     sessions = open_session(left, threads=threads), open_session(right, threads=threads)
+    shapes = [session.get_inputs()[0].shape[1:] for session in sessions]
+    if any(isinstance(a, int) and isinstance(b, int) and a != b
+           for a, b in zip(*shapes, strict=False)):  # fmt: skip
+        raise DataError(f"{left} takes images of {shapes[0]}, {right} of {shapes[1]}")
     inputs = images.inputs().numpy()
     expected, found = run(sessions[0], inputs), run(sessions[1], inputs)
     scores = {}
@@ -142,8 +146,8 @@ def compare(
     return Comparison(
         score=scores,
         layers=_by_layer(*models, inputs) if by_layer else (),
-        reference_bytes=left.stat().st_size,
-        quantized_bytes=right.stat().st_size,
+        reference_bytes=models[0].ByteSize(),  # weights that lie beside the file included
+        quantized_bytes=models[1].ByteSize(),
         operators=dict(optimized_ops(right)),
         pictures=len(images),
         speed=_speed(*sessions, inputs, threads=threads) if timed else None,

@@ -9,18 +9,19 @@ from typing import Any
 
 from effcv.errors import DataError
 from effcv.runtime.files import atomic_write
+from zeroq_gen.normalisation import better_normalisation
 from zeroq_gen.ops import unsupported
 from zeroq_gen.pipeline import QuantResult
 from zeroq_gen.quant.placement import place
 from zeroq_gen.quant.state import layers
 from zeroq_gen.sources import Model
-from zeroq_gen.stats import check_bn
 
 
 def examine(model: Model) -> dict[str, Any]:
     """Says how a model would be quantised: statistics, layers, what stays in floating point."""
     kinds = Counter(layer.kind for layer in layers(model.folded))
     placement = place(model.folded)
+    verdict, doubt = _verdict(model)
     return {
         "model": model.name,
         "sha256": model.digest,
@@ -28,25 +29,26 @@ def examine(model: Model) -> dict[str, Any]:
         "mean": list(model.mean),
         "std": list(model.std),
         "BatchNorm layers": model.bn_layers,
-        "pictures from its statistics": _verdict(model),
+        "pictures from its statistics": verdict,
         "layers with weights": dict(kinds),
         "tensors that are rounded": len(placement.own),
         "operators": dict(Counter(node.op for node in model.folded.nodes)),
         "run by onnxruntime, without gradients": unsupported(model.graph),
-        "notes": list(model.notes),
+        "notes": [*model.notes, *filter(None, [doubt])],
     }
 
 
-def _verdict(model: Model) -> str:
+def _verdict(model: Model) -> tuple[str, str]:
+    """Says whether pictures can be made, and what speaks against the normalisation."""
     if not model.bn_layers:
-        return "no: it has no BatchNorm, or an export has folded it"
+        return "no: it has no BatchNorm, or an export has folded it", ""
     if not model.knows_its_data:
-        return "no: most of its BatchNorm layers are folded"
+        return "no: most of its BatchNorm layers are folded", ""
     try:
-        check_bn(model.network())
+        given = {"mean": model.mean, "std": model.std}
+        return "yes", better_normalisation(model.network(), model.size, **given)
     except DataError as error:
-        return f"no: {error}"
-    return "yes"
+        return f"no: {error}", ""
 
 
 def write_ranges(result: QuantResult, path: str | Path) -> Path:

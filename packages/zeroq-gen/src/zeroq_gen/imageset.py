@@ -112,20 +112,25 @@ class ImageSet:
         Each file is whole or absent; ``images.npz``, which `load` reads, comes last.
 
         Raises:
-            DataError: The folder cannot be written.
+            DataError: The folder cannot be written, or holds pictures of such names from elsewhere.
         """
         folder = Path(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for old in folder.glob("*.png"):  # a larger set may have been here
-                if _PICTURE.fullmatch(old.name):
-                    old.unlink()
+            old = [file for file in folder.glob("*.png") if _PICTURE.fullmatch(file.name)]
+            if old and not (folder / _NOTE).exists():
+                raise DataError(
+                    f"{folder} holds {old[0].name}, a picture that is not of a set made here: "
+                    "choose another folder"
+                )
+            with atomic_write(folder / _NOTE) as temporary:
+                temporary.write_text(json.dumps(self._note(), indent=1, sort_keys=True) + "\n")
+            for file in old:  # a larger set may have been here
+                file.unlink()
             for index, picture in enumerate(self.pictures):
                 label = "" if self.labels is None else f"_class{int(self.labels[index])}"
                 images.write(folder / f"{index:05}{label}.png", draw.picture(picture))
             images.write(folder / _SHEET, self.sheet())
-            with atomic_write(folder / _NOTE) as temporary:
-                temporary.write_text(json.dumps(self._note(), indent=1, sort_keys=True) + "\n")
         except OSError as error:
             raise DataError(f"{folder} cannot be written: {images.brief(error)}") from None
         write_arrays(folder / _NPZ, self._arrays(), compress=True)

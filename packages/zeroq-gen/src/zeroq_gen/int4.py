@@ -47,5 +47,5 @@ def store(integers: Tensor, name: str, *, bits: int) -> tuple[Array, Node | None
 
 
 def bytes_of(count: int, bits: int) -> int:
-    """Returns the bytes that ``count`` weights take; the last of an odd count has a byte alone."""
+    """Returns the bytes that ``count`` weights take in a file; the last of an odd count has one."""
     return (count + 1) // 2 if bits <= BITS else count

@@ -39,8 +39,13 @@ class Moments(NamedTuple):
 
 
 def batch_norms(module: nn.Module) -> dict[str, _BatchNorm]:
-    """Returns the BN layers by name, in the order of registration, a shared one once."""
-    return {name: part for name, part in module.named_modules() if isinstance(part, _BatchNorm)}
+    """Returns the BN layers by name, in the order of registration, a shared one once.
+
+    Those of a `zeroq_gen.network.Network` are called by the tensors that they make.
+    """
+    called = getattr(module, "norm_tensor", str)
+    layers = {name: x for name, x in module.named_modules() if isinstance(x, _BatchNorm)}
+    return {called(name): layer for name, layer in layers.items()}
 
 
 class _Measured(torch.autograd.Function):

@@ -62,7 +62,7 @@ class Network(nn.Module):
         return self.get_buffer(self._places[name])
 
     def norm_tensor(self, module: str) -> str:
-        """Returns the tensor that a BN child makes, by the child's name."""
+        """Returns the tensor that a BN child makes, by the child's name: what messages call it."""
         return {child: tensor for tensor, child in self._norms.items()}[module]
 
     def forward(self, x: Tensor) -> Any:
@@ -144,18 +144,34 @@ class Network(nn.Module):
         if node.op == "BatchNormalization":
             return self.get_submodule(self._norms[node.output])(inputs[0])
         operator = OPERATORS.get(node.op) if not node.domain else None
-        if operator is None or any(isinstance(x, np.ndarray) for x in inputs[:1]):
+        if operator is None or _is_shape_arithmetic(node, inputs):
             return hosted(node, *inputs)
         return operator(node, *inputs)
 
 
-def _batch_norm(graph: Graph, node: Node) -> nn.BatchNorm2d:
+def _is_shape_arithmetic(node: Node, inputs: Sequence[Any]) -> bool:
+    """Tells whether a node computes with integers, as shapes are: torch has other rules there."""
+    data = inputs if node.op in ("Concat", "Add", "Sub", "Mul", "Div") else inputs[:1]
+    return any(
+        isinstance(x, np.ndarray) or (torch.is_tensor(x) and not x.is_floating_point())
+        for x in data
+    )
+
+
+class _Norm(nn.BatchNorm2d):
+    """The one BatchNormalization of ONNX, for inputs (B, C) and (B, C, ...) alike."""
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        pass
+
+
+def _batch_norm(graph: Graph, node: Node) -> _Norm:
     """Builds the module of a BatchNormalization node, whose parameters must be constants."""
     found = [graph.constant(name) for name in node.inputs[1:5]]
     if any(value is None for value in found):
         raise DataError(f"BatchNormalization (makes {node.output!r}) has computed parameters")
     weight, bias, mean, var = (torch.from_numpy(np.array(v, dtype=np.float32)) for v in found)
-    norm = nn.BatchNorm2d(len(mean), eps=node.attributes.get("epsilon", 1e-5))
+    norm = _Norm(len(mean), eps=node.attributes.get("epsilon", 1e-5))
     norm.load_state_dict(
         {"weight": weight, "bias": bias, "running_mean": mean, "running_var": var,
          "num_batches_tracked": torch.tensor(1)}

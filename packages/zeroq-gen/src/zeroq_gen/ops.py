@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from effcv.errors import DataError
+from effcv.errors import DataError, EffcvError
 from zeroq_gen.graph import Graph, Node
 
 Operator = Callable[..., Any]
@@ -69,7 +70,8 @@ def _conv(node: Node, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensors:
 def _conv_transpose(node: Node, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensors:
     rank = w.ndim - 2
     pads = node.attributes.get("pads", [0] * 2 * rank)
-    if pads[:rank] != pads[rank:] or node.attributes.get("auto_pad", "NOTSET") != "NOTSET":
+    worked_out = node.attributes.get("auto_pad", "NOTSET") != "NOTSET"
+    if pads[:rank] != pads[rank:] or worked_out or "output_shape" in node.attributes:
         return hosted(node, x, w, b)
     run = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[rank]
     return run(
@@ -104,10 +106,14 @@ def _max_pool(node: Node, x: Tensor) -> Tensors:
     pads = _spatial_pads(node, x, kernel, strides)
     if len(kernel) != 2 or len(node.outputs) > 1:
         return hosted(node, x)
-    if any(pads):
-        x = F.pad(x, _torch_pads(pads), value=-math.inf)
     ceil = bool(node.attributes.get("ceil_mode", 0))
     dilations = node.attributes.get("dilations", [1, 1])
+    if any(pads):
+        # A window may begin in the picture or before it, never in the padding behind it.
+        last = [n + begin - 1 for n, begin in zip(x.shape[2:], pads, strict=False)]
+        x = F.pad(x, _torch_pads(pads), value=-math.inf)
+        found = F.max_pool2d(x, kernel, strides, 0, dilations, ceil)
+        return found[..., : last[0] // strides[0] + 1, : last[1] // strides[1] + 1]
     return F.max_pool2d(x, kernel, strides, 0, dilations, ceil)
 
 
@@ -213,13 +219,20 @@ def _outer(pads: Sequence[int], rank: int) -> list[int]:
 
 def _resize(node: Node, x: Tensor, *given: Any) -> Tensors:
     """The two forms that torch shares: nearest by whole factors, and linear with half pixels."""
+    if node.attributes.keys() & {"antialias", "keep_aspect_ratio_policy"}:
+        return hosted(node, x, *given)
     scales = given[1] if len(given) > 1 else (given[0] if given else None)
     sizes = given[2] if len(given) > 2 else None
+    axes = node.attributes.get("axes", list(range(x.ndim)))
+    goal, exact = list(x.shape), True
     if sizes is None and scales is not None and np.size(_numbers(scales)):
-        factors = [float(f) for f in np.ravel(_numbers(scales))]
-        goal = [math.floor(n * f) for n, f in zip(x.shape, factors, strict=True)]
+        for axis, factor in zip(axes, np.ravel(_numbers(scales)).tolist(), strict=True):
+            goal[axis] = math.floor(x.shape[axis] * factor)
+            # Places follow from the scales as given, which torch does not take.
+            exact &= goal[axis] == x.shape[axis] * factor
     else:
-        goal = ints(sizes)
+        for axis, side in zip(axes, ints(sizes), strict=True):
+            goal[axis] = side
     mode = node.attributes.get("mode", "nearest")
     place = node.attributes.get("coordinate_transformation_mode", "half_pixel")
     rounding = node.attributes.get("nearest_mode", "round_prefer_floor")
@@ -227,7 +240,7 @@ def _resize(node: Node, x: Tensor, *given: Any) -> Tensors:
     # Enlarged by whole factors every pixel is repeated, whichever way its place is rounded.
     safe = place == "asymmetric" and rounding == "floor"
     half = place in ("half_pixel", "pytorch_half_pixel") and rounding.startswith("round")
-    if x.ndim == 4 and goal[:2] == list(x.shape[:2]):
+    if exact and x.ndim == 4 and goal[:2] == list(x.shape[:2]):
         if mode == "nearest" and whole and (safe or half):
             return F.interpolate(x, size=goal[2:], mode="nearest")
         growing = goal[2] >= x.shape[2] and goal[3] >= x.shape[3]
@@ -336,7 +349,14 @@ OPERATORS: dict[str, Operator] = {
     "Unsqueeze": _unsqueeze,
 }
 
-_SESSIONS: dict[int, Any] = {}
+
+@lru_cache(maxsize=64)
+def _session(model: bytes) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def hosted(node: Node, *inputs: Any) -> Any:
@@ -358,7 +378,6 @@ def _as_numpy(value: Any) -> Any:
 
 
 def _run_hosted(node: Node, arrays: list[Any]) -> Any:
-    import onnxruntime
     from onnx import helper
 
     from zeroq_gen.graph import model_of, proto_of
@@ -372,15 +391,11 @@ def _run_hosted(node: Node, arrays: list[Any]) -> Any:
     ]
     results = [helper.make_empty_tensor_value_info(name) for name in node.outputs if name]
     model = model_of(helper.make_graph([proto_of(renamed)], "one", values, results), 21, {})
-    key = hash((id(node), tuple((name, a.dtype.str, a.shape) for name, a in given.items())))
     try:
-        if key not in _SESSIONS:
-            options = onnxruntime.SessionOptions()
-            options.log_severity_level = 3
-            _SESSIONS[key] = onnxruntime.InferenceSession(
-                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-            )
-        found = [torch.from_numpy(np.asarray(a)) for a in _SESSIONS[key].run(None, given)]
+        session = _session(model.SerializeToString())
+        found = [torch.from_numpy(np.asarray(a)) for a in session.run(None, given)]
+    except EffcvError:
+        raise
     except Exception as error:  # onnxruntime raises a dozen private types
         reason = str(error).strip().splitlines()[-1]
         raise DataError(f"{node.op} (makes {node.output!r}) cannot be run: {reason}") from None

@@ -10,27 +10,30 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import torch
 from torch import nn
 
 from effcv.bench import usable_cores
-from effcv.errors import ArgumentError, DataError, choose
+from effcv.errors import ArgumentError, DataError, ExportError, choose
 from zeroq_gen import __version__
-from zeroq_gen.budgets import METHODS, Budget, budget_of, usual_method
+from zeroq_gen.budgets import METHODS, Budget, budget_of, usual_exempt, usual_method
 from zeroq_gen.imageset import KINDS, ImageSet
 from zeroq_gen.quant.policy import Policy
-from zeroq_gen.quant.state import QuantState
+from zeroq_gen.quant.state import Kind, QuantState
 from zeroq_gen.recipe import SynthConfig
 from zeroq_gen.sources import Model, Size, Source, digest_of, open_model
 from zeroq_gen.verify import Verification
 
 SYNTHETIC, FALLBACK = "synthetic", "dead-leaves"
+ANALYTIC = "analytic"
+RANGES = ("minmax", "percentile", "mse", "entropy", ANALYTIC)
 CHECKED = 8  # pictures with which the file is verified
 
 
@@ -63,12 +66,15 @@ class QuantResult:
 class _Log:
     """Seconds by stage, and notes, as they arise."""
 
+    progress: Callable[[str], None] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Measures a stage."""
+        if self.progress is not None:
+            self.progress(name)
         start = time.perf_counter()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
@@ -88,7 +94,7 @@ def quantize(
     count: int | None = None,
     method: str | None = None,
     ranges: str = "mse",
-    exempt: bool = True,
+    exempt: Collection[str] | None = None,
     equalise: bool = False,
     correct_bias: bool = True,
     megabytes: float | None = None,
@@ -98,6 +104,7 @@ def quantize(
     resume: bool = False,
     seed: int = 0,
     threads: int | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> QuantResult:
     """Quantises a network without data and verifies the file in onnxruntime.
 
@@ -115,10 +122,13 @@ def quantize(
         count: Pictures to make; by default the budget's.
         method: How weights are rounded: ``rtn`` (to nearest), ``squant``, ``adaround`` or
             ``reconstruct``; by default by bits and budget.
-        ranges: Of activations: minmax, percentile, mse, entropy or analytic.
-        exempt: Keep the first layer, the classifier and depthwise layers at 8 bits.
+        ranges: Of activations: minmax, percentile, mse, entropy, or analytic: they come from
+            BatchNorm, and pictures serve what it does not know.
+        exempt: Kinds of layers whose weights stay at 8 bits, of `zeroq_gen.quant.state.Kind`; by
+            default the first and depthwise ones, with low-bit activations the classifier too.
         equalise: Equalise the weights of consecutive layers first.
-        correct_bias: Correct the mean error of every layer by its bias.
+        correct_bias: Correct the mean error of every layer by its bias, where rounding has not:
+            by the means that BatchNorm tells, or without it by those of the pictures.
         megabytes: Choose the bits of each layer so that its weights fit into this many megabytes;
             ``wbits`` are then the fewest.
         budget: ``fast``, ``default`` or ``best``.
@@ -126,22 +136,28 @@ def quantize(
         work: Folder for finished pictures, so that `resume` can go on with them.
         resume: Go on with the pictures in ``work``.
         seed: Of everything random.
-        threads: Of torch and onnxruntime; by default all cores that may be used.
+        threads: Of onnxruntime; by default all cores that may be used. Torch's are the caller's.
+        progress: Called with the name of each stage as it begins.
 
     Raises:
         DataError: The model cannot be quantised.
         ArgumentError: An argument is wrong.
         ExportError: The file could not be written, or onnxruntime computes something else.
     """
-    log, spent = _Log(), budget_of(budget)
-    policy = _policy(wbits, abits, exempt=exempt)
+    log, spent = _Log(progress), budget_of(budget)
+    if out is not None:
+        check_out(Path(out), model)
+    policy = _policy(wbits, abits, exempt)
     method = choose(method or usual_method(wbits, abits, budget), METHODS, "rounding method")
+    choose(ranges, RANGES, "range method")
     before = _fingerprint(model)
     with log.stage("open"):
         opened = model if isinstance(model, Model) else open_model(
             model, weights=weights, size=size, mean=mean, std=std
         )  # fmt: skip
     log.notes += opened.notes
+    if ranges == ANALYTIC:
+        _check_analytic(opened, equalise=equalise)
     with log.stage("pictures"):
         pictures = _pictures(opened, images, count or spent.pictures, synth or spent.recipe(),
                              log, work=work, resume=resume, seed=seed)  # fmt: skip
@@ -149,7 +165,8 @@ def quantize(
                        equalise=equalise, correct_bias=correct_bias, megabytes=megabytes,
                        spent=spent)  # fmt: skip
     settings = {
-        "wbits": wbits, "abits": abits, "method": method, "ranges": ranges, "exempt": exempt,
+        "wbits": wbits, "abits": abits, "method": method, "ranges": ranges,
+        "exempt": sorted(policy.exempt),
         "equalise": equalise, "correct_bias": correct_bias, "megabytes": megabytes,
         "budget": budget, "pictures": len(pictures), "kind of pictures": pictures.kind,
         "seed": seed, "version": __version__,
@@ -162,8 +179,40 @@ def quantize(
                        (*log.notes, *state.notes))  # fmt: skip
 
 
-def _policy(wbits: int, abits: int, *, exempt: bool) -> Policy:
-    return Policy(wbits, abits) if exempt else Policy(wbits, abits, exempt=frozenset())
+def check_out(out: Path, model: Source | Model) -> None:
+    """Refuses to write over what is read, and makes the folder, before any work is done.
+
+    Raises:
+        ArgumentError: ``out`` is the model, or a folder.
+        ExportError: Its folder cannot be made or written.
+    """
+    if out.is_dir():
+        raise ArgumentError(f"out is the folder {out}, expected the ONNX file to write")
+    given = Path(model) if isinstance(model, str | Path) else None
+    if given is not None and out.exists() and given.exists() and out.samefile(given):
+        raise ArgumentError(
+            f"out is the model itself, {out}: it would be lost; choose another file"
+        )
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ExportError(f"{out.parent} cannot be made: {error.strerror}") from None
+    if not os.access(out.parent, os.W_OK):
+        raise ExportError(f"{out.parent} is not writable")
+
+
+def _policy(wbits: int, abits: int, exempt: Collection[str] | None) -> Policy:
+    kinds = usual_exempt(abits) if exempt is None else frozenset(exempt)
+    for kind in kinds:
+        choose(kind, get_args(Kind), "kind of layer")
+    return Policy(wbits, abits, exempt=cast("frozenset[Kind]", kinds))
+
+
+def _check_analytic(model: Model, *, equalise: bool) -> None:
+    if equalise:
+        raise ArgumentError("analytic ranges are those before equalisation: leave one of them out")
+    if not model.knows_its_data:
+        raise ArgumentError(f"{model.name} has no BatchNorm to take analytic ranges from: use mse")
 
 
 def _fingerprint(model: Source | Model) -> str:
@@ -245,7 +294,9 @@ def _quantised(
 ) -> QuantState:
     """Runs the quantiser on the folded graph."""
     from zeroq_gen.network import Network
-    from zeroq_gen.quant.bias import empirical
+    from zeroq_gen.quant.analytic import moments
+    from zeroq_gen.quant.analytic import ranges as ranges_of
+    from zeroq_gen.quant.bias import analytic, empirical
     from zeroq_gen.quant.calibrate import calibrate
     from zeroq_gen.quant.cle import equalise as equalised
     from zeroq_gen.quant.mixed import choose_bits
@@ -257,13 +308,19 @@ def _quantised(
     if megabytes is not None:
         with log.stage("mixed precision"):
             policy = choose_bits(graph, inputs[:CHECKED], policy, budget=int(megabytes * 1e6))
+    # What BatchNorm tells of activations holds for the network as it came, not once equalised.
+    known = moments(model.graph, graph) if model.knows_its_data and not equalise else {}
     with log.stage("ranges"):
-        state = calibrate(graph, inputs, policy=policy, ranges=ranges)
+        if ranges == ANALYTIC:
+            state = calibrate(graph, inputs, policy=policy, known=ranges_of(known), ranges="mse")
+        else:
+            state = calibrate(graph, inputs, policy=policy, ranges=ranges)
+    graph = state.graph
     with log.stage("rounding"):
         state = _rounded(state, inputs, method, spent)
-    if correct_bias:
+    if correct_bias and method in ("rtn", "squant"):  # the others have learned their biases
         with log.stage("bias"):
-            state = empirical(state, Network(graph), inputs)
+            state = analytic(state, known) if known else empirical(state, Network(graph), inputs)
     return state
 
 

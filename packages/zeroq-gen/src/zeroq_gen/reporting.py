@@ -23,6 +23,7 @@ from zeroq_gen.procedural import procedural
 from zeroq_gen.report import Report
 from zeroq_gen.session import open_session, run
 
+LEAST_DB = 8.0  # of the output, below which something is likely wrong
 PHOTOGRAPHS, CROPS = 8, 6  # that judge, and crops of each
 _MARKS = ("gaussian-noise", "dead-leaves")
 
@@ -66,11 +67,25 @@ def report_of(
         settings=result.settings,
         arms=_arms(result, judges, groups, seed=seed) if arms else {},
         images=result.images,
-        diversity=diversity(result.images).to_dict() if len(result.images) > 1 else {},
+        diversity=_diversity(result),
         trace=result.images.provenance.get("trace", {}),
         seconds=result.seconds,
         notes=[*result.notes, _judge_note(judges, found)],
     )
+
+
+def _diversity(result: QuantResult) -> dict[str, object]:
+    """Words what is known of the differences between the pictures."""
+    if len(result.images) < 2 or min(result.images.size) < 8:
+        return {}
+    found = diversity(result.images, result.model.network())
+    words = {
+        "pixels": "mean cosine of two pictures, pixels", "features": "of their features",
+        "within": "of features within a class", "across": "of features across classes",
+        "slope": "slope of the power spectrum, -2 in photographs", "warning": "warning",
+    }  # fmt: skip
+    values = found.to_dict()
+    return {text: values[name] for name, text in words.items() if values[name] not in (None, "")}
 
 
 def _facts(result: QuantResult) -> dict[str, object]:
@@ -88,7 +103,7 @@ def _judge_note(judges: ImageSet, found: Comparison) -> str:
     source = judges.provenance.get("photos", "given pictures")
     return (
         f"judged on {found.pictures} pictures ({source}): agreement with the float network, not "
-        "accuracy on your task"
+        "accuracy on your task; of a network for other pictures they tell little: give your own"
     )
 
 
@@ -117,6 +132,17 @@ def _arms(
 
 def _outputs(model: onnx.ModelProto, inputs: Tensor) -> Sequence[object]:
     return list(run(open_session(model, threads=usable_cores()), inputs).values())
+
+
+def doubts(report: Report) -> list[str]:
+    """Returns what a user should not overlook in a report: an output that has little left."""
+    score = next(iter(report.comparison.score.values()))
+    if score.value("sqnr") >= LEAST_DB:
+        return []
+    return [
+        f"WARNING: the output keeps only {score.value('sqnr'):.1f} dB of signal over noise: are "
+        "mean and std those of the network? (--mean, --std); more bits or --budget best may help"
+    ]
 
 
 def summary(report: Report) -> dict[str, object]:

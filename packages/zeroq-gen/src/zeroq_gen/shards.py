@@ -18,7 +18,7 @@ import torch
 from effcv.data.images import brief
 from effcv.errors import ArgumentError, DataError
 from effcv.runtime.files import atomic_write
-from zeroq_gen.imageset import ImageSet
+from zeroq_gen.imageset import ImageSet, check_normalisation
 from zeroq_gen.npz import read_arrays, write_arrays
 from zeroq_gen.optimise import TRACE, Batch
 
@@ -123,7 +123,8 @@ def merge(folder: str | Path) -> ImageSet:
     plan = read_plan(folder)
     try:
         counts = sizes(plan["count"], plan["config"]["batch"])
-    except (KeyError, TypeError) as error:
+        check_normalisation(plan["mean"], plan["std"], channels=len(plan["mean"]))
+    except (LookupError, TypeError, ArithmeticError, ArgumentError) as error:
         raise DataError(f"{folder / _PLAN} is damaged: {brief(error)}") from None
     missing = [index for index in range(len(counts)) if not finished(folder, index)]
     if missing:
@@ -131,7 +132,7 @@ def merge(folder: str | Path) -> ImageSet:
             f"{folder} lacks {len(missing)} of {len(counts)} batches, the first is {missing[0]}: "
             "resume the synthesis"
         )
-    return assemble(plan, [_load(folder, index, count) for index, count in enumerate(counts)])
+    return assemble(plan, [_load(folder, plan, *part) for part in enumerate(counts)])
 
 
 def assemble(plan: Plan, batches: list[Batch]) -> ImageSet:
@@ -153,13 +154,18 @@ def _part(folder: Path, index: int) -> Path:
     return folder / _PARTS / f"{index:06}.npz"
 
 
-def _load(folder: Path, index: int, count: int) -> Batch:
+def _load(folder: Path, plan: Plan, index: int, count: int) -> Batch:
     path = _part(folder, index)
     with read_arrays(path, "a batch of pictures (delete it and resume)") as arrays:
         labels = torch.from_numpy(arrays["labels"]) if "labels" in arrays else None
         pictures, trace = (torch.from_numpy(arrays[key]) for key in ("pictures", "trace"))
-    if len(pictures) != count:
-        raise DataError(f"{path} holds {len(pictures)} pictures, expected {count}: delete it")
+        shape = count, len(plan["mean"]), *plan["size"]
+        if tuple(pictures.shape) != shape or pictures.dtype != torch.uint8:
+            raise ValueError(f"pictures are {pictures.dtype} {tuple(pictures.shape)}, not {shape}")
+        if tuple(trace.shape) != (plan["config"]["iterations"], len(TRACE)):
+            raise ValueError(f"the trace is {tuple(trace.shape)}")
+        if labels is not None and (labels.dtype != torch.int64 or labels.shape != (count,)):
+            raise ValueError(f"labels are {labels.dtype} {tuple(labels.shape)}")
     return Batch(pictures, labels, trace)
 
 
@@ -167,7 +173,7 @@ def _same(folder: Path, found: Plan, plan: Plan) -> None:
     """Refuses a folder whose plan is another, naming the first entry that differs."""
     flat, wanted = ({**p.get("config", {}), **p} for p in (found, plan))
     for key in wanted | flat:  # causes before what follows from them: the seed before the labels
-        if key != "config" and flat.get(key) != wanted.get(key):
+        if key not in ("config", "notes") and flat.get(key) != wanted.get(key):
             raise DataError(
                 f"{folder} was begun with {key} {_short(flat.get(key))}, not "
                 f"{_short(wanted.get(key))}: choose another folder"

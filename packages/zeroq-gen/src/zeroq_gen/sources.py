@@ -24,7 +24,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from effcv.errors import ArgumentError, choose
+from effcv.errors import ArgumentError, DataError, choose
 from zeroq_gen import intake
 from zeroq_gen.canonical import canonical
 from zeroq_gen.graph import Graph
@@ -124,14 +124,19 @@ def open_model(
         proto, digest = intake.export_module(module, size, source_name=name), digest_of(module)
     else:
         path = intake.check_file(Path(source))
-        name, digest = path.name, hashlib.sha256(path.read_bytes()).hexdigest()
-        proto = intake.read_pt2(path) if path.suffix == ".pt2" else intake.read_onnx(path)
+        program = path.suffix == ".pt2"
+        proto, beside = (intake.read_pt2(path), []) if program else intake.read_onnx(path)
+        name, digest = path.name, _file_digest(path, *beside)
         facts = _Facts(**_stored_facts(proto))
     graph = intake.checked_graph(proto, size, name)
     folded = canonical(graph)
     intake.check_same(graph, folded)
-    given = mean is not None or std is not None or facts.mean is not None
-    chosen = _normalisation(graph, mean or facts.mean, std or facts.std)
+    if (mean is None) != (std is None) and facts.mean is None:
+        raise ArgumentError("--mean and --std belong together: give both or neither")
+    given = mean is not None or facts.mean is not None
+    chosen = _normalisation(
+        graph, facts.mean if mean is None else mean, facts.std if std is None else std
+    )
     notes = () if given else (
         f"mean and std were not given: {'ImageNet' if len(chosen[0]) == 3 else 'none'} assumed "
         "(--mean, --std)",
@@ -150,6 +155,13 @@ class _Facts:
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
     size: Size | None
+
+
+def _file_digest(*paths: Path) -> str:
+    found = hashlib.sha256()
+    for path in paths:
+        found.update(path.read_bytes())
+    return found.hexdigest()
 
 
 def digest_of(module: nn.Module) -> str:
@@ -175,6 +187,8 @@ def _named(source: str, weights: Path | str | None) -> tuple[nn.Module, _Facts]:
     from effcv.runtime import zoo
 
     module = zoo.build(source, package="zeroq-gen", weights=weights)
+    if weights is None:  # after the name was found to exist
+        raise DataError(f"{source} has random weights without a file of them: give --weights FILE")
     config = getattr(module, "default_cfg", {}) or {}
     mean, std = config.get("mean", IMAGENET[0]), config.get("std", IMAGENET[1])
     side = tuple(config.get("input_size", (3, 224, 224)))[1:]

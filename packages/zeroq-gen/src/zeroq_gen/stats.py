@@ -22,6 +22,7 @@ from zeroq_gen.npz import read_arrays, write_arrays
 
 FORMAT = 1  # of the file
 _OTHER_NORMS = (nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm2d)
+_OTHER_OPS = ("GroupNormalization", "LayerNormalization", "InstanceNormalization")
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +57,11 @@ def check_bn(module: nn.Module) -> None:
     """
     layers = batch_norms(module)
     if not layers:
-        others = sorted({type(x).__name__ for x in module.modules() if isinstance(x, _OTHER_NORMS)})
+        others = sorted(
+            {type(x).__name__ for x in module.modules() if isinstance(x, _OTHER_NORMS)}
+            | {node.op for node in getattr(getattr(module, "graph", None), "nodes", ())
+               if node.op in _OTHER_OPS}
+        )  # fmt: skip
         instead = f" ({', '.join(others)} keeps no statistics of the data)" if others else ""
         raise DataError(
             f"the model has no BatchNorm{instead}, so nothing can be synthesised from it: take the "

@@ -92,7 +92,8 @@ def prepare(
     copied = copied.to(memory_format=torch.channels_last)
     pictures = dead_leaves(min(batch, 4), size, channels=len(mean))
     x = normalise(pictures, mean, std).to(device)
-    output, executed = _trial(copied, x)
+    share = batch / len(x)
+    output, executed = _trial(copied, x, share)
     head, classes = _head_of(output)
     doubt = better_normalisation(copied, size, mean=mean, std=std)
     half = size[0] // 2, size[1] // 2
@@ -108,9 +109,10 @@ def prepare(
         std=tuple(std),
         head=head,
         classes=classes,
-        halves=min(half) >= _SMALLEST_HALF and _takes(copied, x[..., : half[0], : half[1]]),
+        halves=min(half) >= _SMALLEST_HALF
+        and _gives(copied, x[..., : half[0], : half[1]], share, (head, classes)),
         device=torch.device(device),
-        notes=(*_notes(layers, executed, head, share=batch / len(x)), *filter(None, [doubt])),
+        notes=(*_notes(layers, executed, head), *filter(None, [doubt])),
     )
 
 
@@ -126,8 +128,11 @@ def state_digest(module: nn.Module) -> str:
 
 
 @torch.no_grad()
-def _trial(module: nn.Module, x: Tensor) -> tuple[Any, dict[str, int]]:
-    """Runs images once; returns the output and the values a channel behind each BN execution."""
+def _trial(module: nn.Module, x: Tensor, share: float) -> tuple[Any, dict[str, int]]:
+    """Runs images once; returns the output and the values a channel behind each BN execution.
+
+    ``share`` takes the values of these images to those of a batch.
+    """
     with Tap(module) as tap:
         try:
             output = module(x)
@@ -136,7 +141,7 @@ def _trial(module: nn.Module, x: Tensor) -> tuple[Any, dict[str, int]]:
                 f"the model cannot take images {tuple(x.shape)}: {brief(error)}; expected size and "
                 "channels that it was made for"
             ) from error
-        executed = {call.name: call.values for call in tap.take()}
+        executed = {call.name: round(share * call.values) for call in tap.take()}
     if max(executed.values(), default=0) < FEWEST:
         raise DataError(
             f"no BatchNorm of the model sees {FEWEST} values a channel or more in a batch, so "
@@ -145,12 +150,13 @@ def _trial(module: nn.Module, x: Tensor) -> tuple[Any, dict[str, int]]:
     return output, executed
 
 
-def _takes(module: nn.Module, x: Tensor) -> bool:
+def _gives(module: nn.Module, x: Tensor, share: float, head: tuple[Head | None, int]) -> bool:
+    """Tells whether the module takes such images too, and still gives each its own output."""
     try:
-        _trial(module, x)
+        output, _ = _trial(module, x, share)
     except DataError:
         return False
-    return True
+    return _head_of(output) == head and (head[0] is None or len(output) == len(x))
 
 
 def _head_of(output: Any) -> tuple[Head | None, int]:
@@ -163,11 +169,11 @@ def _head_of(output: Any) -> tuple[Head | None, int]:
 
 
 def _notes(
-    layers: dict[str, BNStats], executed: dict[str, int], head: Head | None, *, share: float
+    layers: dict[str, BNStats], executed: dict[str, int], head: Head | None
 ) -> tuple[str, ...]:
-    """Says what is left out; ``share`` takes the values of the trial to those of a batch."""
+    """Says what is left out."""
     notes = []
-    small = [name for name, values in executed.items() if share * values < FEWEST]
+    small = [name for name, values in executed.items() if values < FEWEST]
     idle = [name for name in layers if name not in executed]
     if small:
         notes.append(f"left out, fewer than {FEWEST} values a channel: {', '.join(small)}")

@@ -77,10 +77,11 @@ def synthesize(
     if count < 1:
         raise ArgumentError(f"count is {count}, expected 1 or more")
     before = state_digest(module)
-    subject = prepare(module, wanted, mean=mean, std=std, batch=config.batch, device=device)
-    classes = _labels(labels, count, subject, seed)
-    plan = _plan(digest or before, subject, config, count, seed, classes)
-    with kept_memory():
+    batch = min(shards.sizes(count, config.batch))
+    with kept_memory(), torch.inference_mode(mode=False), torch.enable_grad():
+        subject = prepare(module, wanted, mean=mean, std=std, batch=batch, device=device)
+        classes = _labels(labels, count, subject, seed)
+        plan = _plan(digest or before, subject, config, count, seed, classes)
         made = _make(subject, config, plan, classes, Path(out) if out else None, resume=resume)
     if state_digest(module) != before:
         raise DataError("the model changed while pictures were made from it, expected it at rest")
@@ -201,8 +202,9 @@ def _module_of(model: Any) -> tuple[nn.Module, str]:
 
 
 def _needed(name: str, given: Any, model: Any) -> Any:
-    value = getattr(model, name, None) if given is None else given
-    if value is None or callable(value):
+    own = None if isinstance(model, nn.Module) else getattr(model, name)
+    value = own if given is None else given
+    if value is None:
         raise ArgumentError(f"{name} is missing: a torch module does not know its own")
     return value
 

@@ -111,7 +111,7 @@ def _integers(
     names = quantized_tensors(state)
     session = open_session(expose(model, list(names.values())), threads=threads)
     found = run(session, images)
-    return {tensor: torch.from_numpy(found[name]).int() for tensor, name in names.items()}
+    return {tensor: torch.from_numpy(found[name]) for tensor, name in names.items()}
 
 
 def _compare(
@@ -124,9 +124,10 @@ def _compare(
         params = state.params(name)
         if params is None:
             return value
+        actual = params.dequantize(found[name].float())
         gap = (params.quantize(value) - found[name]).abs()
         differences[name] = Difference(int(gap.max()), float(gap.float().mean()))
-        return params.dequantize(found[name])
+        return actual
 
     Simulator(state).tensors(images, state.graph.outputs, edit=compare)
     return differences

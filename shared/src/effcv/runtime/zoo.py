@@ -68,12 +68,15 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 
     Args:
         model: The network, changed in place.
-        path: The file; a dict under ``"state_dict"`` is taken out of what training scripts save.
+        path: The file; what training scripts save is unwrapped: a dict under ``"state_dict"`` or
+            ``"model"``, and the ``module.`` before every name that DataParallel leaves.
 
     Raises:
         CheckpointError: The file is absent or holds no plain weights, or they do not fit.
     """
     path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path} {'is not a file' if path.exists() else 'is absent'}")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -81,12 +84,24 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
             state: Any = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged files raise whatever they lead the reader to
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else "empty"
-        raise CheckpointError(f"{path} holds no plain weights: {reason}") from None
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    except Exception:  # damaged files raise whatever they lead the reader to, advice of torch's too
+        raise CheckpointError(
+            f"{path} holds no plain weights: it is damaged, or a whole pickled module; expected "
+            "what torch.save(model.state_dict(), path) or safetensors writes"
+        ) from None
+    state = _unwrapped(state)
     try:
         model.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as error:
         lines = [line.strip() for line in str(error).splitlines()[1:3]] or [str(error)]
-        raise CheckpointError(f"{path} does not fit the model: {' '.join(lines)}") from None
+        words = " ".join(lines)
+        raise CheckpointError(f"{path} does not fit the model: {words[:300]}") from None
+
+
+def _unwrapped(state: Any) -> Any:
+    for key in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if isinstance(state, dict) and state and all(str(n).startswith("module.") for n in state):
+        return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    return state

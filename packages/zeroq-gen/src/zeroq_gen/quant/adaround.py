@@ -25,6 +25,7 @@ from effcv.errors import ArgumentError
 from zeroq_gen.graph import Array
 from zeroq_gen.network import Network
 from zeroq_gen.ops import OPERATORS
+from zeroq_gen.quant.bias import LEAST_NUMBERS
 from zeroq_gen.quant.blocks import Walk
 from zeroq_gen.quant.qparams import QParams
 from zeroq_gen.quant.quadratic import Quadratic, measure, rows, supported, unrows
@@ -88,6 +89,7 @@ def adaround(
     config = config or AdaRoundConfig()
     network, batches = reference or Network(state.graph), list(torch.split(images, BATCH))
     integers, changed = dict(state.integers), dict(state.graph.constants)
+    learned: set[str] = set()
     shown = constants(state)  # what the quantised network is run with, kept up to date
     exact = Walk(network, batches)
     rounded = Walk(network, batches, edit=edit(state), constants=shown)
@@ -96,7 +98,9 @@ def adaround(
         exact.to(places[layer.output])
         rounded.to(places[layer.output])
         inputs = exact[layer.input], rounded[layer.input]
-        if state.weights[layer.weight].bits < config.below and supported(layer):
+        low = state.weights[layer.weight].bits < config.below
+        if low and supported(layer) and layer.weight not in learned:
+            learned.add(layer.weight)  # where layers share weights, the first decides
             integers[layer.weight], change = _learn(state, layer, *inputs, config)
         else:
             change = _mean_error(network, layer, shown[layer.weight], *inputs)
@@ -231,7 +235,7 @@ def pull(h: Tensor, time: float, config: AdaRoundConfig) -> Tensor:
 def _mean_error(
     network: Network, layer: Layer, weight: Tensor, floats: list[Tensor], rounded: list[Tensor]
 ) -> Tensor:
-    """Returns the mean of what a layer's output lost, by channel."""
+    """Returns the mean of what a layer's output lost, by channel; nothing of few numbers."""
     if layer.bias is None:
         return torch.zeros(())
     run, total, count = OPERATORS[layer.node.op], torch.zeros(()), 0
@@ -242,7 +246,7 @@ def _mean_error(
         channels = 1 if lost.ndim == 4 else lost.ndim - 1
         lost = lost.transpose(0, channels).flatten(1)
         total, count = total + lost.sum(1), count + lost.shape[1]
-    return total / count
+    return total / count if count >= LEAST_NUMBERS else torch.zeros(())
 
 
 def _plus(bias: Array, change: Tensor) -> Array:

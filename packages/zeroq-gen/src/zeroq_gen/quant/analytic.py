@@ -4,12 +4,14 @@ The output of a BN layer has mean beta and deviation |gamma| on the data it was 
 1906.04721; SQuant takes its ranges so). Taken as normal, they pass through Relu and Clip by the
 moments of a clipped normal and through sums as if the operands were independent, which in residual
 networks they are not: ranges of sums are the weak place. Tensors that are not reached this way are
-for calibration.
+for calibration: maxima, which have another mean, and global averages, which have another range,
+among them.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +22,7 @@ from zeroq_gen.quant.placement import clipping
 from zeroq_gen.quant.ranges import Range
 
 SPREAD = 6.0  # deviations on either side of the mean
-_POOLS = ("AveragePool", "GlobalAveragePool", "MaxPool")
+_ALIKE = ("AveragePool", "Dropout", "Identity")
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,9 @@ def moments(graph: Graph, folded: Graph, *, spread: float = SPREAD) -> dict[str,
     return {name: known for name, known in found.items() if name in kept}
 
 
-def ranges(graph: Graph, folded: Graph, *, spread: float = SPREAD) -> dict[str, Range]:
+def ranges(known: Mapping[str, Moments]) -> dict[str, Range]:
     """Returns the range of every tensor that `moments` reaches."""
-    return {
-        name: (float(known.low.min()), float(known.high.max()))
-        for name, known in moments(graph, folded, spread=spread).items()
-    }
+    return {name: (float(m.low.min()), float(m.high.max())) for name, m in known.items()}
 
 
 def clipped_normal(mean: Tensor, std: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
@@ -108,7 +107,7 @@ def _passed(graph: Graph, node: Node, found: dict[str, Moments], spread: float) 
         return Moments(mean, std, known[0].low.clamp(*bounds), known[0].high.clamp(*bounds))
     if node.op == "Add" and len(known) == 2:
         return _sum(*known, spread=spread)
-    return known[0] if node.op in _POOLS else None
+    return known[0] if node.op in _ALIKE else None
 
 
 def _sum(a: Moments, b: Moments, *, spread: float) -> Moments:

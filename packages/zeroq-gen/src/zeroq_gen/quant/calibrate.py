@@ -16,7 +16,7 @@ from zeroq_gen.quant.placement import place
 from zeroq_gen.quant.policy import Policy
 from zeroq_gen.quant.qparams import QParams, affine
 from zeroq_gen.quant.ranges import Range, activation_params, weight_params
-from zeroq_gen.quant.state import Layer, QuantState, layers
+from zeroq_gen.quant.state import Layer, QuantState, layers, with_own_biases
 
 BATCH = 8  # pictures at once
 _LARGEST_BIAS = 2**30  # int32 holds twice that: later repair may shrink scales
@@ -33,14 +33,15 @@ def calibrate(
 ) -> QuantState:
     """Returns the network with parameters for every tensor and weight, rounded to nearest.
 
+    Layers that share a bias get one each, which repair may change.
+
     Args:
         graph: With BatchNorm folded.
         images: (N, C, H, W) in model-input space.
         policy: Bits; by default 8 everywhere.
         ranges: How the range of an activation is chosen: a `RangeMethod`.
         weight_ranges: ``minmax`` or ``mse``.
-        known: Ranges by tensor that need no pictures, of `zeroq_gen.quant.analytic.ranges`; the
-            pictures serve the other tensors.
+        known: Ranges by tensor, of `zeroq_gen.quant.analytic.ranges`; pictures serve the others.
 
     Raises:
         ArgumentError: There are no images, or a method is unknown.
@@ -59,7 +60,7 @@ def calibrate(
         else activation_params(seen[name], ranges, bits)
         for name, bits in policy.tensor_bits(graph, placement).items()
     }
-    state = QuantState(graph, activations, placement.aliases)
+    state = QuantState(with_own_biases(graph), activations, placement.aliases)
     return with_weights(state, policy, method=weight_ranges)
 
 

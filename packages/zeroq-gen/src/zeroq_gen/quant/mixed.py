@@ -18,29 +18,22 @@ from torch.nn import functional as F
 
 from effcv.errors import ArgumentError
 from zeroq_gen.graph import Graph
+from zeroq_gen.int4 import bytes_of
 from zeroq_gen.network import Network
 from zeroq_gen.quant.policy import Policy
 from zeroq_gen.quant.ranges import weight_params
-from zeroq_gen.quant.state import Layer, QuantState, layers
+from zeroq_gen.quant.state import Layer, layers
 
 CHOICES = (4, 8)  # what a file stores differently: 5 to 7 bits take a byte, 2 and 3 half of one
 _CELLS = 2**27  # of the knapsack's table; beyond it, sizes are rounded up to a coarser unit
 Table = Mapping[str, Mapping[int, float]]
 
 
-def size_bytes(state: QuantState) -> int:
-    """Returns the bytes of all weights, scales and biases as a file stores them."""
-    return sum(
-        layer_bytes(state.graph, layer, state.weights[layer.weight].bits) for layer in state.layers
-    )
-
-
 def layer_bytes(graph: Graph, layer: Layer, bits: int) -> int:
     """Returns the bytes of a layer: integers, float32 scales, int32 biases."""
     weight = graph.constants[layer.weight]
-    integers = math.ceil(weight.size / 2) if bits <= 4 else weight.size
     biases = graph.constants[layer.bias].size if layer.bias else 0
-    return integers + 4 * (int(weight.shape[layer.axis]) + biases)
+    return bytes_of(weight.size, bits) + 4 * (int(weight.shape[layer.axis]) + biases)
 
 
 @torch.no_grad()

@@ -31,7 +31,7 @@ class Policy:
 
     wbits: int = 8
     abits: int = 8
-    exempt: frozenset[Kind] = frozenset(("stem", "classifier", "depthwise"))
+    exempt: frozenset[Kind] = frozenset(("stem", "depthwise", "classifier"))
     overrides: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -72,9 +72,12 @@ class QParams:
     def fake(self, x: Tensor) -> Tensor:
         """Quantises and dequantises; the gradient passes where ``x`` is inside the range."""
         scale, zero = self.like(x)
-        level = (x / scale + zero).clamp(self.qmin, self.qmax)
         # QuantizeLinear rounds before it adds the zero point: half to even of x / scale.
-        whole = (torch.round(x / scale) + zero).clamp(self.qmin, self.qmax)
+        with torch.no_grad():
+            whole = torch.round(x / scale).add_(zero).clamp_(self.qmin, self.qmax)
+        if not torch.is_grad_enabled():
+            return whole.sub_(zero).mul_(scale)
+        level = (x / scale + zero).clamp(self.qmin, self.qmax)
         return (level + (whole - level).detach() - zero) * scale
 
 

@@ -24,6 +24,7 @@ WeightMethod = Literal["minmax", "mse"]
 PERCENTILE = 99.99  # share of the numbers that stays inside, in per cent, half of the rest a tail
 POWER, STEPS = 2.4, 80
 _GRID = 16  # candidates for either end, tried twice: over the whole range, then around the best
+_FEW = 16  # weights of a channel whose clipping tells when to stop
 _THRESHOLDS = 100  # candidates of the entropy search
 
 Range = tuple[float, float]
@@ -61,12 +62,29 @@ def weight_params(weight: Tensor, *, bits: int, axis: int, method: str = "mse") 
     largest = rows.abs().amax(1)
     if method == "minmax":
         return symmetric(largest, bits, axis=axis)
+    return symmetric(_best_largest(rows.abs(), largest, bits), bits, axis=axis)
+
+
+def _best_largest(rows: Tensor, largest: Tensor, bits: int) -> Tensor:
+    """Returns the shrunken ``largest`` of each row with the least mean error.
+
+    What the largest weights alone lose by clipping grows from step to step; a row is done when
+    that exceeds its least error: at 8 bits after a few steps, and with the result of all of them.
+    """
+    top = 2 ** (bits - 1) - 1
+    few = rows.topk(min(_FEW, rows.shape[1])).values
     best, least = largest, torch.full_like(largest, torch.inf)
     for step in range(STEPS):
         candidate = largest * (1 - 0.01 * step)
-        error = (symmetric(candidate, bits).fake(rows) - rows).abs_().pow_(POWER).mean(1)
+        clipped = (few - candidate[:, None]).clamp_(min=0).pow_(POWER).sum(1) / rows.shape[1]
+        left = (clipped < least).nonzero()[:, 0]
+        if not len(left):
+            break
+        x, scale = rows[left], symmetric(candidate[left], bits).scale[:, None]
+        error = (x / scale).round_().clamp_(max=top).mul_(scale).sub_(x).abs_().pow_(POWER).mean(1)
+        error = torch.full_like(least, torch.inf).index_copy_(0, left, error)
         best, least = torch.where(error < least, candidate, best), torch.minimum(error, least)
-    return symmetric(best, bits, axis=axis)
+    return best
 
 
 def minmax(seen: Histogram, bits: int) -> Range:
@@ -93,7 +111,11 @@ def mse(seen: Histogram, bits: int) -> Range:
     for _ in range(2):
         offsets = torch.linspace(-step, step, _GRID + 1, dtype=torch.float64)
         shares = (middle[:, None] + offsets).clamp(0.01, 1)  # (2, candidates)
-        pairs = torch.cartesian_prod(*shares) * ends  # (candidates ** 2, 2)
+        # an end that is 0 stays there
+        tried = [
+            end * (share if end else share[:1]) for end, share in zip(ends, shares, strict=True)
+        ]
+        pairs = torch.cartesian_prod(*tried)  # (candidates ** 2, 2)
         best = pairs[_errors(seen, pairs, bits).argmin()]
         middle, step = torch.where(ends != 0, best / ends.where(ends != 0, 1), 1), step / _GRID * 2
     return float(best[0]), float(best[1])
@@ -113,11 +135,12 @@ def entropy(seen: Histogram, bits: int) -> Range:
 
 def _errors(seen: Histogram, ends: Tensor, bits: int) -> Tensor:
     """Returns the summed squared error of every range (K, 2) on the centres of the bins."""
-    top, x = 2**bits - 1, seen.centres
+    top, held = 2**bits - 1, seen.counts.nonzero()[:, 0]
+    x = seen.centres[held]
     scale = ((ends[:, 1] - ends[:, 0]) / top).clamp(min=1e-30)[:, None]
     zero = torch.round(-ends[:, :1] / scale)
     rounded = (torch.round(x / scale).add_(zero).clamp_(0, top) - zero) * scale  # (K, n)
-    errors: Tensor = (rounded - x).square() @ seen.counts.double()
+    errors: Tensor = (rounded - x).square() @ seen.counts[held].double()
     return errors
 
 

@@ -148,8 +148,8 @@ class _IntegerLayer:
 
 def _real(levels: Tensor, params: QParams) -> Tensor:
     """Rounds multiples of a scale to integers within the range; returns what they stand for."""
-    whole = torch.round(levels) + params.zero_point
-    return params.dequantize(whole.clamp(params.qmin, params.qmax))
+    whole = torch.round(levels).add_(params.zero_point).clamp_(params.qmin, params.qmax)
+    return whole.sub_(params.zero_point).mul_(params.scale)
 
 
 def _add(first: QParams, second: QParams, result: QParams, a: Tensor, b: Tensor) -> Tensor:

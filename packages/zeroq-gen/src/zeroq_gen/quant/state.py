@@ -112,6 +112,21 @@ def layers(graph: Graph) -> tuple[Layer, ...]:
     )
 
 
+def with_own_biases(graph: Graph) -> Graph:
+    """Returns the graph with a bias for each layer: equal ones are often stored once."""
+    constants, nodes = dict(graph.constants), {node.output: node for node in graph.nodes}
+    taken: set[str] = set()
+    for layer in layers(graph):
+        if layer.bias in taken:
+            name = f"{layer.output}/own_bias"
+            constants[name] = graph.constants[layer.bias]
+            inputs = (*layer.node.inputs[:2], name)
+            nodes[layer.output] = dataclasses.replace(layer.node, inputs=inputs)
+        elif layer.bias is not None:
+            taken.add(layer.bias)
+    return graph.with_(nodes=tuple(nodes.values()), constants=constants)
+
+
 def channel_axis(node: Node) -> int:
     """Returns the axis of the output channels in a node's weights."""
     if node.op == "Gemm":
