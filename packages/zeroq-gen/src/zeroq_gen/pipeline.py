@@ -34,7 +34,8 @@ from zeroq_gen.verify import Verification
 SYNTHETIC, FALLBACK = "synthetic", "dead-leaves"
 ANALYTIC = "analytic"
 RANGES = ("minmax", "percentile", "mse", "entropy", ANALYTIC)
-CHECKED = 8  # pictures with which the file is verified
+LARGE = 320 * 320  # pixels of an image that is costly to run
+CHECKED, FEWER = 8, 2  # pictures with which the file is verified; of large ones fewer
 
 
 @dataclass(frozen=True)
@@ -358,7 +359,8 @@ def _file(
     with log.stage("export"):
         proto = to_qdq(state, metadata=_metadata(model, settings))
     with log.stage("verification"):
-        verification = check(proto, state, images.subset(CHECKED).inputs(), threads=threads)
+        count = CHECKED if model.size[0] * model.size[1] <= LARGE else FEWER
+        verification = check(proto, state, images.subset(count).inputs(), threads=threads)
     if verification.float_convolutions:
         log.notes.append(
             f"{verification.float_convolutions} convolutions stay in floating point in onnxruntime"

@@ -18,13 +18,14 @@ from zeroq_gen.export import to_qdq
 from zeroq_gen.imageset import ImageSet
 from zeroq_gen.judging import photographs
 from zeroq_gen.metrics import Score
-from zeroq_gen.pipeline import QuantResult, quantize
+from zeroq_gen.pipeline import LARGE, QuantResult, quantize
 from zeroq_gen.procedural import procedural
 from zeroq_gen.report import Report
 from zeroq_gen.session import open_session, run
 
 LEAST_DB = 8.0  # of the output, below which something is likely wrong
-PHOTOGRAPHS, CROPS = 8, 6  # that judge, and crops of each
+PHOTOGRAPHS, CROPS, FEWER = 8, 6, 2  # that judge, and crops of each, of large images fewer
+ARM_PICTURES = 8  # that calibrate each arm of the comparison, at most
 _MARKS = ("gaussian-noise", "dead-leaves")
 
 
@@ -50,7 +51,8 @@ def report_of(
     model = result.model
     groups = None
     if judges is None:
-        judges = photographs("test", PHOTOGRAPHS * CROPS, model.size, mean=model.mean,
+        crops = CROPS if model.size[0] * model.size[1] <= LARGE else FEWER
+        judges = photographs("test", PHOTOGRAPHS * crops, model.size, mean=model.mean,
                              std=model.std, seed=seed)  # fmt: skip
         groups = torch.arange(len(judges)) % PHOTOGRAPHS
     if judges.size != model.size:
@@ -113,8 +115,8 @@ def _arms(
     """Quantises with each kind of picture, everything else equal and rounded to nearest."""
     model, inputs = result.model, judges.inputs()
     norm = {"mean": model.mean, "std": model.std}
-    count = len(result.images)
-    sets = {f"{result.images.kind} (used)": result.images}
+    count = min(ARM_PICTURES, len(result.images))
+    sets = {f"{result.images.kind} (used)": result.images.subset(count)}
     for kind in _MARKS:
         if kind != result.images.kind:
             sets[kind] = procedural(kind, count, model.size, **norm, seed=seed)
