@@ -92,6 +92,11 @@ def _claims(run: Run, name: str, scores: dict[str, Score]) -> None:
     if REAL in scores:
         points(run, f"{name}: agreement beyond photographs, points", ours, scores[REAL],
                at_least=-2)  # fmt: skip
+    for kind, least in ((LEAVES, 1.0), (REAL, -1.5)):
+        if f"{kind}{SHIPPED}" in scores:
+            gap = shipped.minus(scores[f"{kind}{SHIPPED}"], "sqnr")
+            run.claim(f"{name}, defaults: logit SQNR beyond {kind}, dB", gap, at_least=least,
+                      kind="accuracy")  # fmt: skip
     run.claim(f"{name}: logit SQNR of the defaults beyond plain quantisation, dB",
               shipped.minus(ours, "sqnr"), at_least=1.0, kind="accuracy")  # fmt: skip
 
