@@ -90,7 +90,9 @@ def test_a_convolution_that_others_read_is_not_folded_into():
              helper.make_node("BatchNormalization", ["a", "gamma", "beta", "mean", "var"], ["n"]),
              helper.make_node("Add", ["a", "n"], ["y"])]  # fmt: skip
     graph = graph_of(nodes, weights)
-    same(graph, canonical(graph))
+    folded = canonical(graph)
+    assert ops(folded) == {"Conv": 1, "Mul": 1, "Add": 2}
+    same(graph, folded)
 
 
 def test_weights_that_two_layers_share_are_not_scaled_for_both():

@@ -224,6 +224,25 @@ def test_the_model_is_never_written_over(model, leaves, tmp_path):
     assert path.read_bytes() == before
 
 
+def test_weights_beside_the_model_are_not_written_over_and_a_change_is_seen(
+    model, leaves, tmp_path
+):
+    path, beside = tmp_path / "model.onnx", tmp_path / "model.onnx.data"
+    onnx.save(model.graph.to_proto(), path, save_as_external_data=True, location=beside.name,
+              size_threshold=0)  # fmt: skip
+    norm = {"mean": model.mean, "std": model.std}
+    with pytest.raises(ArgumentError, match="out is the model itself"):
+        quantize(path, out=beside, images=leaves, **norm)
+    opened = open_model(path, **norm)
+
+    def touch(stage):
+        if stage == "export":
+            beside.write_bytes(b"other")
+
+    with pytest.raises(DataError, match="changed while it was quantised"):
+        quantize(opened, images=leaves, ranges="minmax", progress=touch)
+
+
 def test_folders_are_made_and_what_cannot_be_made_is_said_before_the_work(model, leaves, tmp_path):
     stages = []
     quantize(model, images=leaves, out=tmp_path / "a" / "b" / "q.onnx", ranges="minmax",

@@ -15,9 +15,9 @@ from zeroq_gen.matched_norm import batch_norms
 from zeroq_gen.procedural import procedural
 from zeroq_gen.recipe import OBJECTS
 from zeroq_gen.small import mobile, resnet, settled
-from zeroq_gen.sources import open_model
+from zeroq_gen.sources import digest_of, open_model
 from zeroq_gen.stats import bn_moments, collect_bn_stats
-from zeroq_gen.subject import prepare, state_digest
+from zeroq_gen.subject import prepare
 from zeroq_gen.synth import SynthConfig, synthesize
 
 MEAN, STD = (0.45,), (0.25,)
@@ -113,19 +113,19 @@ def test_the_seed_alone_decides(net):
 def test_the_users_model_is_not_touched(net):
     before = {key: value.clone() for key, value in net.state_dict().items()}
     asks = [part.requires_grad for part in net.parameters()]
-    digest = state_digest(net)
+    digest = digest_of(net)
     made(net)
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
     assert [part.requires_grad for part in net.parameters()] == asks
     assert not any(layer._forward_pre_hooks for layer in batch_norms(net).values())
-    assert state_digest(net) == digest
+    assert digest_of(net) == digest
 
 
 def test_the_digest_sees_every_number_and_name(net):
     other = copy.deepcopy(net)
-    assert state_digest(other) == state_digest(net)
+    assert digest_of(other) == digest_of(net)
     batch_norms(other)["1"].running_var[3] += 1e-6
-    assert state_digest(other) != state_digest(net)
+    assert digest_of(other) != digest_of(net)
 
 
 def test_pictures_lie_in_the_box_and_are_stored_exactly(net, tmp_path):
@@ -139,7 +139,7 @@ def test_pictures_lie_in_the_box_and_are_stored_exactly(net, tmp_path):
 
 def test_provenance_says_what_made_the_pictures(net):
     note = made(net, seed=3).provenance
-    assert (note["seed"], note["count"], note["digest"]) == (3, 4, state_digest(net))
+    assert (note["seed"], note["count"], note["digest"]) == (3, 4, digest_of(net))
     assert note["config"]["iterations"] == 12
     assert set(note["trace"]) == {"total", "bn", "category", "smoothness"}
 

@@ -79,12 +79,12 @@ def _synthesis(run: Run, judge: Judge) -> None:
     import torch
 
     from zeroq_gen.recipe import SynthConfig
-    from zeroq_gen.subject import state_digest
+    from zeroq_gen.sources import digest_of
     from zeroq_gen.synth import synthesize
     from zeroq_gen.trained import SIZE, shipped
 
     net = shipped()
-    before = state_digest(net.module)
+    before = digest_of(net.module)
     config = SynthConfig(iterations=6, batch=4)
     made = [
         synthesize(net.module, 4, size=SIZE, mean=net.mean, std=net.std, config=config,
@@ -94,7 +94,7 @@ def _synthesis(run: Run, judge: Judge) -> None:
     run.claim("bytes that differ between two syntheses of one seed",
               int((made[0].pictures != made[1].pictures).sum()), equals=0)  # fmt: skip
     run.claim("changes of the network by the synthesis",
-              float(state_digest(net.module) != before), equals=0)  # fmt: skip
+              float(digest_of(net.module) != before), equals=0)  # fmt: skip
     distinct = torch.unique(made[0].pictures.flatten(1), dim=0)
     run.claim("pictures of a set that are alike", 4 - len(distinct), equals=0)
 

@@ -111,7 +111,7 @@ def quantize(
 
     common.torch_device()
     out = _file(common.out, f"{_stem(model)}-w{wbits}a{abits}.onnx")
-    check_out(out, model)
+    check_out(out, (Path(model),))
     work = out.with_name(f"{out.stem}-pictures")
     opened = _open(model, weights, size, mean, std)
     kind = _pictures(images, opened) if images else None

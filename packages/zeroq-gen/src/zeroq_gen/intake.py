@@ -7,10 +7,7 @@ it by default, and folding cannot be undone.
 from __future__ import annotations
 
 import contextlib
-import io
-import logging
 import os
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ import torch
 from torch import nn
 
 from effcv.errors import ArgumentError, DataError, EffcvError
+from effcv.runtime.onnx import quiet_exporter
 from effcv.runtime.seed import numpy_rng
 from zeroq_gen.canonical import (
     fold_pads,
@@ -95,7 +93,7 @@ def read_pt2(path: Path) -> onnx.ModelProto:
     than tensors, and compiled libraries, are refused all the same.
     """
     try:
-        with _quiet(), _tensors_only(path):
+        with quiet_exporter(), _tensors_only(path):
             program = torch.export.load(path)
     except EffcvError:
         raise
@@ -144,7 +142,7 @@ def _export(program: Any, example: Any, name: str) -> onnx.ModelProto:
     free = {0: "batch"}
     arguments: dict[str, Any] = {"dynamic_shapes": (free,)} if example is not None else {}
     try:
-        with _quiet(), torch.no_grad():
+        with quiet_exporter(), torch.no_grad():
             exported = torch.onnx.export(
                 program, example or (), dynamo=True, opset_version=OPSET, optimize=False,
                 input_names=["images"] if example is not None else None, verbose=False, **arguments,
@@ -157,20 +155,6 @@ def _export(program: Any, example: Any, name: str) -> onnx.ModelProto:
     except Exception as error:  # the exporter raises a dozen private types
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(f"{name} cannot be exported to ONNX: {reason}") from None
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps the exporter's progress lines, warnings and log lines off the console."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def checked_graph(model: onnx.ModelProto, size: Size | None, name: str) -> Graph:

@@ -9,7 +9,6 @@ by a rule where it has none. Every step in between can be chosen or left out.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -28,7 +27,7 @@ from zeroq_gen.imageset import KINDS, ImageSet
 from zeroq_gen.quant.policy import Policy
 from zeroq_gen.quant.state import Kind, QuantState
 from zeroq_gen.recipe import SynthConfig
-from zeroq_gen.sources import Model, Size, Source, digest_of, open_model
+from zeroq_gen.sources import Model, Size, Source, digest_of, file_digest, open_model
 from zeroq_gen.verify import Verification
 
 SYNTHETIC, FALLBACK = "synthetic", "dead-leaves"
@@ -147,7 +146,7 @@ def quantize(
     """
     log, spent = _Log(progress), budget_of(budget)
     if out is not None:
-        check_out(Path(out), model)
+        check_out(Path(out), _files(model))
     policy = _policy(wbits, abits, exempt)
     method = choose(method or usual_method(wbits, abits, budget), METHODS, "rounding method")
     choose(ranges, RANGES, "range method")
@@ -156,6 +155,8 @@ def quantize(
         opened = model if isinstance(model, Model) else open_model(
             model, weights=weights, size=size, mean=mean, std=std
         )  # fmt: skip
+    if out is not None:
+        check_out(Path(out), opened.files)  # weights beside the model, too
     log.notes += opened.notes
     if ranges == ANALYTIC:
         _check_analytic(opened, equalise=equalise)
@@ -180,20 +181,17 @@ def quantize(
                        (*log.notes, *state.notes))  # fmt: skip
 
 
-def check_out(out: Path, model: Source | Model) -> None:
+def check_out(out: Path, files: Sequence[Path]) -> None:
     """Refuses to write over what is read, and makes the folder, before any work is done.
 
     Raises:
-        ArgumentError: ``out`` is the model, or a folder.
+        ArgumentError: ``out`` is one of the ``files`` that are read, or a folder.
         ExportError: Its folder cannot be made or written.
     """
     if out.is_dir():
         raise ArgumentError(f"out is the folder {out}, expected the ONNX file to write")
-    given = Path(model) if isinstance(model, str | Path) else None
-    if given is not None and out.exists() and given.exists() and out.samefile(given):
-        raise ArgumentError(
-            f"out is the model itself, {out}: it would be lost; choose another file"
-        )
+    if any(out.exists() and file.exists() and out.samefile(file) for file in files):
+        raise ArgumentError(f"out is the model itself, {out}: it would be lost; name another file")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -216,14 +214,18 @@ def _check_analytic(model: Model, *, equalise: bool) -> None:
         raise ArgumentError(f"{model.name} has no BatchNorm to take analytic ranges from: use mse")
 
 
+def _files(model: Source | Model) -> tuple[Path, ...]:
+    """Returns the files of a model, as far as they are known before it is opened."""
+    if isinstance(model, Model):
+        return model.files
+    return () if isinstance(model, nn.Module) else (Path(model),)
+
+
 def _fingerprint(model: Source | Model) -> str:
-    """Returns a digest of what the user gave, to prove that it was left alone."""
+    """Returns a digest of what the user gave as it is now, to prove that it was left alone."""
     if isinstance(model, nn.Module):
         return digest_of(model)
-    if isinstance(model, Model):
-        return model.digest
-    path = Path(model)
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+    return file_digest(*(path for path in _files(model) if path.is_file()))
 
 
 def _pictures(

@@ -56,6 +56,7 @@ class Model:
             assumed.
         bn_layers: BatchNorm layers with statistics.
         notes: What was assumed or seen on the way.
+        files: What was read, none of which may be written.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Model:
     normalisation_given: bool
     bn_layers: int
     notes: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
 
     @property
     def knows_its_data(self) -> bool:
@@ -118,15 +120,18 @@ def open_model(
     if isinstance(source, nn.Module):
         name, facts = type(source).__name__, _Facts(mean=None, std=None, size=None)
         proto, digest = intake.export_module(source, size, source_name=name), digest_of(source)
+        files: tuple[Path, ...] = ()
     elif named:
         module, facts = _named(str(source), weights)
         name, size = str(source), size or facts.size
         proto, digest = intake.export_module(module, size, source_name=name), digest_of(module)
+        files = () if weights is None else (Path(weights),)
     else:
         path = intake.check_file(Path(source))
         program = path.suffix == ".pt2"
         proto, beside = (intake.read_pt2(path), []) if program else intake.read_onnx(path)
-        name, digest = path.name, _file_digest(path, *beside)
+        files = (path, *beside)
+        name, digest = path.name, file_digest(*files)
         facts = _Facts(**_stored_facts(proto))
     graph = intake.checked_graph(proto, size, name)
     folded = canonical(graph)
@@ -144,8 +149,9 @@ def open_model(
     _, channels, height, width = (int(side or 0) for side in graph.input_shape)
     norms = sum(node.op == "BatchNormalization" for node in graph.nodes)
     return Model(
-        name, graph, folded, digest, (height, width), channels, *chosen, given, norms, notes
-    )
+        name, graph, folded, digest, (height, width), channels, *chosen, given, norms, notes,
+        files,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -157,7 +163,8 @@ class _Facts:
     size: Size | None
 
 
-def _file_digest(*paths: Path) -> str:
+def file_digest(*paths: Path) -> str:
+    """Returns the SHA-256 of files, one after another."""
     found = hashlib.sha256()
     for path in paths:
         found.update(path.read_bytes())

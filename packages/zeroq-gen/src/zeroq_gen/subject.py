@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -114,17 +113,6 @@ def prepare(
         device=torch.device(device),
         notes=(*_notes(layers, executed, head), *filter(None, [doubt])),
     )
-
-
-def state_digest(module: nn.Module) -> str:
-    """Returns the SHA-256 of all names, shapes and bytes of a module's state."""
-    total = hashlib.sha256()
-    for name, value in module.state_dict().items():
-        if torch.is_tensor(value):
-            array = value.detach().cpu().contiguous()
-            total.update(f"{name} {array.dtype} {tuple(array.shape)}\n".encode())
-            total.update(array.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return total.hexdigest()
 
 
 @torch.no_grad()

@@ -24,7 +24,8 @@ from zeroq_gen.imageset import ImageSet
 from zeroq_gen.memory import kept_memory
 from zeroq_gen.optimise import Batch, optimise
 from zeroq_gen.recipe import SynthConfig
-from zeroq_gen.subject import Subject, prepare, state_digest
+from zeroq_gen.sources import digest_of
+from zeroq_gen.subject import Subject, prepare
 
 __all__ = ["SynthConfig", "synthesize"]
 
@@ -76,14 +77,14 @@ def synthesize(
                  for name, given in (("mean", mean), ("std", std)))  # fmt: skip
     if count < 1:
         raise ArgumentError(f"count is {count}, expected 1 or more")
-    before = state_digest(module)
+    before = digest_of(module)
     batch = min(shards.sizes(count, config.batch))
     with kept_memory(), torch.inference_mode(mode=False), torch.enable_grad():
         subject = prepare(module, wanted, mean=mean, std=std, batch=batch, device=device)
         classes = _labels(labels, count, subject, seed)
         plan = _plan(digest or before, subject, config, count, seed, classes)
         made = _make(subject, config, plan, classes, Path(out) if out else None, resume=resume)
-    if state_digest(module) != before:
+    if digest_of(module) != before:
         raise DataError("the model changed while pictures were made from it, expected it at rest")
     return made
 

@@ -171,7 +171,7 @@ def _write(
     if 0 in dims and len(example) == 1:  # the exporter would take a batch of 1 for a constant
         example = example.repeat(2, 1, 1, 1)
     try:
-        with _quiet():
+        with quiet_exporter():
             program = torch.onnx.export(
                 model,
                 (example,),
@@ -193,7 +193,7 @@ def _write(
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_exporter() -> Iterator[None]:
     """Keeps the exporter's progress lines, warnings and log lines off the console."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
