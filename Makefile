@@ -59,4 +59,4 @@ docs: $(STAMP) ## Build the documentation into site/
 	.venv/bin/mkdocs build -q --strict
 
 clean: ## Remove what was built; the fetched data stays
-	rm -rf .venv .peers .bench .fuzz dist site build .importlinter .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .peers .bench .fuzz dist site build packages/*/build .importlinter .pytest_cache .mypy_cache .ruff_cache .hypothesis

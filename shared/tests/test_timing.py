@@ -126,6 +126,23 @@ def test_warm_up_lasts_as_long_as_asked_and_is_not_measured(clock):
     assert max(arm.samples_ms) == pytest.approx(100)
 
 
+def test_an_arm_settles_before_each_sample(clock):
+    """The first call after another arm is ten times slower, as with cold caches."""
+    last = []
+
+    def cold(name):
+        def arm():
+            clock.now += 0.1 if last[-1:] == [name] else 1.0
+            last.append(name)
+
+        return arm
+
+    arms = {name: cold(name) for name in "ab"}
+    assert timing.compare(arms, **FAST)["a"].median_ms > 500
+    settled = timing.compare(arms, settle_s=0.5, **FAST)["a"]
+    assert settled.samples_ms == pytest.approx([100] * 30)
+
+
 def test_a_budget_reduces_the_rounds_but_not_below_five(clock):
     def rounds(budget_s):
         arms = {"a": clock.arm("a", 1.0), "b": clock.arm("b", 1.0)}

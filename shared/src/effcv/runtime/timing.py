@@ -98,6 +98,7 @@ def compare(
     rounds: int = 30,
     min_round_s: float = 0.005,
     warmup_s: float = 0.2,
+    settle_s: float = 0.0,
     budget_s: float | None = None,
     seed: int = 0,
 ) -> Comparison:
@@ -110,6 +111,9 @@ def compare(
         rounds: Samples for each arm, at least 5.
         min_round_s: Calls of an arm are repeated until one sample lasts this long.
         warmup_s: Seconds that each arm runs before it is measured.
+        settle_s: Seconds that an arm runs before each of its samples, so that it is measured as if
+            it were alone: with its own data in the caches, and after the threads of the arm before
+            it, which may go on spinning, have gone to sleep.
         budget_s: Stops after the round that would exceed it, but not before 5 rounds.
         seed: Of the order of the arms and of the bootstrap.
 
@@ -133,6 +137,9 @@ def compare(
             for done in range(1, rounds + 1):
                 sample = [0.0] * len(names)
                 for i in rng.permutation(len(names)):
+                    settled = time.perf_counter() + settle_s
+                    while time.perf_counter() < settled:
+                        arms[names[i]](*inputs)
                     sample[i] = _seconds(arms[names[i]], inputs, calls[i]) / calls[i] * 1e3
                 samples.append(sample)
                 now = time.perf_counter()

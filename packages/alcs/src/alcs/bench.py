@@ -1,0 +1,17 @@
+"""Bench cases: what must be exact, single layers, whole networks.
+
+Each case lies beside its subject in ``alcs.bench_*``; `alcs.benching` holds what they share.
+"""
+
+from __future__ import annotations
+
+from effcv.bench import Case
+
+
+def cases() -> list[Case]:
+    """Returns the cases, cheapest first, without importing torch."""
+    from alcs.bench_exact import exact
+    from alcs.bench_kernels import kernels
+    from alcs.bench_network import network
+
+    return [exact, kernels, network]
