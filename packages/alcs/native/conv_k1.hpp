@@ -111,6 +111,7 @@ template <int kRows, int kCount, int kRest, bool kMasked>
 void conv_k1_tile(const ConvArgs& a, i32 pixel, i32 group_begin, i32 group_end) {
   const float* x = a.x + pixel;
   const Clip clip(a.epilogue);
+  const bool bounded = clip.high[0] < __builtin_inff();  // ReLU6, not ReLU
   const i32 count = kCount * kLanes;
   const bool ends = pixel + count + kRest >= a.out.pixels;  // the last tile owns the gap
   const i32 written = ends ? a.out.pixels - pixel : count;
@@ -148,7 +149,7 @@ void conv_k1_tile(const ConvArgs& a, i32 pixel, i32 group_begin, i32 group_end) 
         for (int m = 0; m < kCount; ++m) {
           V v = sums.whole[m][row];
           if (residual) v += load(residual + m * kLanes);
-          store(y + m * kLanes, clip(v));
+          store(y + m * kLanes, bounded ? clip(v) : at_least(v, clip.low));
         }
 #pragma GCC unroll 4
         for (int t = 0; t < kRest; ++t) {

@@ -92,7 +92,7 @@ class Engine {
   template <class T>
   const T* hold(std::vector<T> data, i64 expected, const char* what);
   void push(const Map& y, Work work);
-  std::vector<std::vector<Piece>> shares(const ConvArgs& args, const Map& x, i32 tiles) const;
+  std::vector<std::vector<Piece>> shares(const ConvArgs& args, i32 tiles) const;
   void copy_in(const Map& m, const float* from, int member);
   const float* const* staged_input(int map) const;
   void copy_out(const Map& m, float* to, int member);

@@ -7,34 +7,13 @@
 namespace alcs {
 namespace {
 
-constexpr i64 kEntryCost = 8;         // what a group costs besides its entries, in entries
-constexpr i64 kCached = 192 * 1024;   // floats of a map that stays in the second-level cache
-constexpr i64 kBlock = 112 * 1024;    // floats of the input that are worked off at once
-constexpr i32 kFilters = 32;          // output channels that are written at once
-
-// The pieces of a convolution in the order of computing. A map that the second-level cache does not
-// hold is worked off in blocks of tiles, each for some groups at a time: so the pixels of a block are
-// read from the cache, and long runs of every output plane are written at once.
-std::vector<Piece> pieces(const ConvArgs& a, const Map& x, i32 tiles) {
-  const i64 floats = x.channels * x.stride;
-  const bool large = floats > kCached;
-  const i32 block = large ? static_cast<i32>(std::max<i64>(1, kBlock * tiles / floats)) : 1;
-  const i32 some = large ? std::max(1, kFilters / a.group) : a.groups;
-  std::vector<Piece> found;
-  for (i32 first = 0; first < tiles; first += block) {
-    for (i32 group = 0; group < a.groups; group += some) {
-      for (i32 tile = first; tile < std::min(tiles, first + block); ++tile) {
-        found.push_back({tile, group, std::min(a.groups, group + some)});
-      }
-    }
-  }
-  return found;
-}
+constexpr i64 kEntryCost = 8;  // what a group costs besides its entries, in entries
 
 }  // namespace
 
-// Shares the pieces out, equal by the number of entries. Results do not depend on the cut.
-std::vector<std::vector<Piece>> Engine::shares(const ConvArgs& a, const Map& x, i32 tiles) const {
+// Shares a convolution out, tile by tile, equal by the number of entries. Results do not depend on
+// the cut.
+std::vector<std::vector<Piece>> Engine::shares(const ConvArgs& a, i32 tiles) const {
   const auto cost = [&](i32 group) {
     return kEntryCost + (a.shared ? a.indptr[a.passes]
                                   : a.indptr[(group + 1) * a.passes] - a.indptr[group * a.passes]);
@@ -42,15 +21,11 @@ std::vector<std::vector<Piece>> Engine::shares(const ConvArgs& a, const Map& x, 
   i64 total = 0, done = 0;
   for (i32 group = 0; group < a.groups; ++group) total += cost(group) * tiles;
   std::vector<std::vector<Piece>> found(static_cast<std::size_t>(threads_));
-  for (const Piece& piece : pieces(a, x, tiles)) {
-    for (i32 group = piece.begin; group < piece.end; done += cost(group++)) {
-      const auto member = static_cast<std::size_t>(done * threads_ / total);
-      std::vector<Piece>& own = found[member];
-      if (!own.empty() && own.back().tile == piece.tile && own.back().end == group) {
-        own.back().end = group + 1;
-      } else {
-        own.push_back({piece.tile, group, group + 1});
-      }
+  for (i32 tile = 0; tile < tiles; ++tile) {
+    for (i32 group = 0; group < a.groups; done += cost(group++)) {
+      std::vector<Piece>& own = found[static_cast<std::size_t>(done * threads_ / total)];
+      if (own.empty() || own.back().tile != tile) own.push_back({tile, group, group});
+      own.back().end = group + 1;
     }
   }
   return found;
@@ -93,7 +68,7 @@ void Engine::add_conv(int x_id, int y_id, bool channel_lanes, i32 group, i32 pas
                                   : kernels_->conv_k1_tiles(y.pixels(), group);
   check(tiles > 0, std::string(kernels_->name) + " has no channel lanes for this group");
   const auto kernel = channel_lanes ? kernels_->conv_k2 : kernels_->conv_k1;
-  push(y, [a, kernel, shares = shares(a, x, tiles)](int member) {
+  push(y, [a, kernel, shares = shares(a, tiles)](int member) {
     for (const Piece& piece : shares[static_cast<std::size_t>(member)]) {
       kernel(a, piece.tile, piece.begin, piece.end);
     }

@@ -101,7 +101,7 @@ def _measure(run: Run, subject: Subject, dense: Program, threads: int) -> None:
         engine = SparseEngine(program, num_threads=threads)
         arms[f"alcs, {name}"] = running(engine, inputs)
     times = run.compare(arms, threads=threads, rounds=10 if run.profile == "quick" else 30,
-                        settle_s=peers.SETTLE_S)  # fmt: skip
+                        settle_s=peers.settle_s(threads))  # fmt: skip
     config = {"network": subject.name, "threads": threads}
     for name in arms:
         record(run, "latency", name, times[name].median_ms, **config)

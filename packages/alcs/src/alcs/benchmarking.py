@@ -128,7 +128,7 @@ def benchmark(
                 arms.add(name, program, file, inputs, threads=threads)
         options: dict[str, Any] = {"rounds": rounds, "budget_s": budget_s}
         times = compare(
-            arms.runners, threads=threads, settle_s=peers.SETTLE_S, seed=seed, **options
+            arms.runners, threads=threads, settle_s=peers.settle_s(threads), seed=seed, **options
         )
         found = arm_times(times, arms.runners)
         if times.noisy:

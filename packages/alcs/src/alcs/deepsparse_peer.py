@@ -125,7 +125,7 @@ def _measure(pair: Pair, threads: int, rounds: int, budget_s: float) -> Result:
     import numpy as np
 
     from alcs.engine import SparseEngine
-    from alcs.peers import SETTLE_S, difference
+    from alcs.peers import difference, settle_s
     from effcv.runtime.seed import numpy_rng
     from effcv.runtime.timing import compare
 
@@ -136,7 +136,9 @@ def _measure(pair: Pair, threads: int, rounds: int, budget_s: float) -> Result:
         raise DataError("this engine has no native kernels in that environment: make peers")
     theirs = _deepsparse(pair, threads)
     arms = {"alcs": lambda: ours.run(inputs), NAME: lambda: theirs.run(inputs)}
-    times = compare(arms, threads=threads, rounds=rounds, settle_s=SETTLE_S, budget_s=budget_s)
+    times = compare(
+        arms, threads=threads, rounds=rounds, settle_s=settle_s(threads), budget_s=budget_s
+    )
     return Result(
         times["alcs"].median_ms,
         times[NAME].median_ms,

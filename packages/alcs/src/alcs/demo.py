@@ -69,7 +69,9 @@ def run_demo(path: Path, *, threads: int, seed: int = 0) -> dict[str, Any]:
         DENSE: lambda: engines[DENSE].run(inputs),
         f"{peers.ORT}, the same weights": theirs,
     }
-    times = compare(arms, threads=threads, rounds=ROUNDS, settle_s=peers.SETTLE_S, seed=seed)
+    times = compare(
+        arms, threads=threads, rounds=ROUNDS, settle_s=peers.settle_s(threads), seed=seed
+    )
     facts: dict[str, Any] = {
         "network": f"MobileNetV1, 224x224, {spoken(threads)}, {engines[SPARSE].backend}",
         "largest difference from onnxruntime, relative": peers.difference(

@@ -18,7 +18,8 @@ from alcs.plan import Floats, Network, Program
 from effcv.errors import DataError, choose, need
 
 SMALLEST = 1e-6  # outputs below it count as zero
-SETTLE_S = 0.02  # an arm runs before each sample: the threads of the one before spin on for a while
+SETTLE_S = 0.02  # an arm runs before each of its samples, so that it finds its data in the caches
+SETTLE_TEAM_S = 0.1  # with several threads: those of the arm before it spin on for 50 ms
 
 Inputs = Mapping[str, Floats]
 Runner = Callable[[], list[Floats]]
@@ -193,3 +194,8 @@ def difference(found: Sequence[Floats], expected: Sequence[Floats]) -> float:
         for a, b in zip(found, expected, strict=True)
     ]
     return float(np.max(gaps))
+
+
+def settle_s(threads: int) -> float:
+    """Returns how long an arm of so many threads runs before each of its samples."""
+    return SETTLE_S if threads == 1 else SETTLE_TEAM_S
