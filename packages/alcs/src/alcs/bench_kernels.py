@@ -110,6 +110,7 @@ def _layer(
     run: Run, plan: Plan, shape: Shape, mask: Mask, threads: int, dense: Sequence[str]
 ) -> Found:
     """Measures all arms of one shape, interleaved."""
+    from alcs.choosing import choose_kernels
     from alcs.engine import SparseEngine
     from alcs.roofline import peak
     from alcs.verify import random_inputs
@@ -121,6 +122,7 @@ def _layer(
     for group in plan.groups:
         for sparsity in plan.sparsities:
             program = layer_chain(shape, sparsity, group, mask=mask, seed=run.seed)
+            program = choose_kernels(program, num_threads=threads)  # as `alcs compile` does
             engine = SparseEngine(program, num_threads=threads)
             name = arm(group, sparsity)
             engines[name] = engine

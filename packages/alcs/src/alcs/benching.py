@@ -117,8 +117,12 @@ def layer_chain(
     weights = [
         weight_of(shape, sparsity, group, mask=mask, seed=seed, index=i) for i in range(shape.depth)
     ]
-    choice = Choice("k2" if group == 16 else "k1", group) if sparsity else Choice("dense")
-    return chain(weights, shape.size, choice=choice, name=f"{shape}, {sparsity:.0%}")
+    return chain(
+        weights,
+        shape.size,
+        choice=None if sparsity else Choice("dense"),
+        name=f"{shape}, {sparsity:.0%}",
+    )
 
 
 @contextlib.contextmanager

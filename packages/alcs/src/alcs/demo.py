@@ -104,9 +104,15 @@ def _picture(
     figure = Figure(figsize=(9, 1.2 + 0.24 * len(names)), layout="constrained")
     axes = figure.subplots()
     places = range(len(names))
-    axes.barh(places, dense, 0.8, color="#c9d6e3", label=f"dense: {sum(dense) / 1e3:.2f} ms")
+    axes.barh(
+        places,
+        dense,
+        0.8,
+        color="#c9d6e3",
+        label=f"dense: {sum(dense) / 1e3:.2f} ms, sum of layers",
+    )
     axes.barh(places, sparse, 0.45, color="#2b6cb0",
-              label=f"90 % sparse: {sum(sparse) / 1e3:.2f} ms")  # fmt: skip
+              label=f"90 % sparse: {sum(sparse) / 1e3:.2f} ms, sum of layers")  # fmt: skip
     axes.set_yticks(places, names, fontsize=8)
     axes.invert_yaxis()
     axes.margins(y=0.01)
