@@ -179,7 +179,8 @@ def test_the_child_measures_both_and_how_far_they_are_apart(
     assert deepsparse_peer.main() == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert row["difference"] == pytest.approx(gap, abs=1e-5)
-    assert row["ratio"]["value"] == pytest.approx(row["theirs_ms"] / row["ours_ms"], rel=0.5)
+    assert 0 < row["ratio"]["low"] <= row["ratio"]["value"] <= row["ratio"]["high"]
+    assert min(row["theirs_ms"], row["ours_ms"]) > 0  # their ratio is another one in a noisy minute
 
 
 def test_a_child_that_fails_is_quoted(monkeypatch, tmp_path):
