@@ -111,9 +111,8 @@ def compare(
         rounds: Samples for each arm, at least 5.
         min_round_s: Calls of an arm are repeated until one sample lasts this long.
         warmup_s: Seconds that each arm runs before it is measured.
-        settle_s: Seconds that an arm runs before each of its samples, so that it is measured as if
-            it were alone: with its own data in the caches, and after the threads of the arm before
-            it, which may go on spinning, have gone to sleep.
+        settle_s: Seconds that an arm runs before each of its samples, as if it were alone: its data
+            are in the caches then, and the threads of the arm before it have ceased to spin.
         budget_s: Stops after the round that would exceed it, but not before 5 rounds.
         seed: Of the order of the arms and of the bootstrap.
 
@@ -137,10 +136,8 @@ def compare(
             for done in range(1, rounds + 1):
                 sample = [0.0] * len(names)
                 for i in rng.permutation(len(names)):
-                    settled = time.perf_counter() + settle_s
-                    while time.perf_counter() < settled:
-                        arms[names[i]](*inputs)
-                    sample[i] = _seconds(arms[names[i]], inputs, calls[i]) / calls[i] * 1e3
+                    seconds = _seconds(arms[names[i]], inputs, calls[i], settle_s)
+                    sample[i] = seconds / calls[i] * 1e3
                 samples.append(sample)
                 now = time.perf_counter()
                 next_end = now - start + (now - begin) / done
@@ -162,7 +159,10 @@ def _median_interval(samples: np.ndarray, rng: np.random.Generator) -> Interval:
     return Interval(float(np.median(samples)), float(low), float(high), n)
 
 
-def _seconds(arm: Arm, inputs: Sequence[object], calls: int) -> float:
+def _seconds(arm: Arm, inputs: Sequence[object], calls: int, settle_s: float = 0.0) -> float:
+    settled = time.perf_counter() + settle_s
+    while time.perf_counter() < settled:
+        arm(*inputs)
     start = time.perf_counter()
     for _ in itertools.repeat(None, calls):
         arm(*inputs)
