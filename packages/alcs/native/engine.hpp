@@ -87,6 +87,9 @@ class Engine {
   const Map& map(int id) const;
   float* plane(const Map& m) { return arena_ + m.offset; }
   Output output(const Map& m);
+  template <class Args>
+  Args windows(const Map& x, const Map& y, const i32 (&kernel)[2], const i32 (&stride)[2],
+               const i32 (&pads)[2]);
   Epilogue epilogue(const std::vector<float>& bias, const Map& y, int residual, i32 activation,
                     float low, float high);
   template <class T>

@@ -75,14 +75,11 @@ void Engine::add_conv(int x_id, int y_id, bool channel_lanes, i32 group, i32 pas
   });
 }
 
-void Engine::add_depthwise(int x_id, int y_id, const i32 (&kernel)[2], const i32 (&stride)[2],
-                           const i32 (&pads)[2], std::vector<float> weights,
-                           std::vector<float> bias, int residual, i32 activation, float low,
-                           float high) {
-  const Map &x = map(x_id), &y = map(y_id);
-  check(x.channels == y.channels, "a depthwise convolution keeps its channels");
-  check(kernel[0] > 0 && kernel[1] > 0 && stride[0] > 0 && stride[1] > 0, "a kernel is empty");
-  DepthwiseArgs a{};
+// What depthwise convolution and pooling have in common.
+template <class Args>
+Args Engine::windows(const Map& x, const Map& y, const i32 (&kernel)[2], const i32 (&stride)[2],
+                     const i32 (&pads)[2]) {
+  Args a{};
   a.x = plane(x);
   a.x_stride = x.stride;
   a.height = x.height;
@@ -96,6 +93,17 @@ void Engine::add_depthwise(int x_id, int y_id, const i32 (&kernel)[2], const i32
   a.stride_w = stride[1];
   a.pad_top = pads[0];
   a.pad_left = pads[1];
+  return a;
+}
+
+void Engine::add_depthwise(int x_id, int y_id, const i32 (&kernel)[2], const i32 (&stride)[2],
+                           const i32 (&pads)[2], std::vector<float> weights,
+                           std::vector<float> bias, int residual, i32 activation, float low,
+                           float high) {
+  const Map &x = map(x_id), &y = map(y_id);
+  check(x.channels == y.channels, "a depthwise convolution keeps its channels");
+  check(kernel[0] > 0 && kernel[1] > 0 && stride[0] > 0 && stride[1] > 0, "a kernel is empty");
+  auto a = windows<DepthwiseArgs>(x, y, kernel, stride, pads);
   a.gap = x.gap;
   a.weights = hold(std::move(weights), static_cast<i64>(x.channels) * kernel[0] * kernel[1],
                    "a depthwise weight");
@@ -121,20 +129,7 @@ void Engine::add_pool(int x_id, int y_id, const i32 (&kernel)[2], const i32 (&st
   const Map &x = map(x_id), &y = map(y_id);
   check(x.channels == y.channels, "pooling keeps its channels");
   check(kernel[0] >= 0 && kernel[1] >= 0 && stride[0] > 0 && stride[1] > 0, "a kernel is empty");
-  PoolArgs a{};
-  a.x = plane(x);
-  a.x_stride = x.stride;
-  a.height = x.height;
-  a.width = x.width;
-  a.out = output(y);
-  a.out_h = y.height;
-  a.out_w = y.width;
-  a.kernel_h = kernel[0];
-  a.kernel_w = kernel[1];
-  a.stride_h = stride[0];
-  a.stride_w = stride[1];
-  a.pad_top = pads[0];
-  a.pad_left = pads[1];
+  auto a = windows<PoolArgs>(x, y, kernel, stride, pads);
   a.maximum = maximum;
   a.count_padding = count_padding;
   push(y, [this, a, channels = y.channels](int member) {
