@@ -24,7 +24,8 @@ OPSET = 20
 
 _QUANTISED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger",
               "MatMulInteger", "QLinearConv", "QLinearMatMul")  # fmt: skip
-_WITH_WEIGHTS = ("BatchNormalization", "Conv", "ConvTranspose", "Gemm", "MatMul")
+_WITH_FILTERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_WITH_WEIGHTS = ("BatchNormalization", *_WITH_FILTERS)
 _FLOATS = tuple(
     getattr(onnx.TensorProto, name) for name in ("FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE")
 )
@@ -119,10 +120,11 @@ def _tensors_only(path: Path) -> Iterator[None]:
         yield
 
 
-def export_named(
-    name: str, weights: str | Path | None, shape: Sequence[int] | None
-) -> onnx.ModelProto:
-    """Builds a network of torchvision or timm and exports it at its own image size or ``shape``."""
+def named_module(name: str, weights: str | Path | None) -> nn.Module:
+    """Builds a network of torchvision or timm, in eval mode, with the weights of a file or random.
+
+    Random weights are drawn from a fixed seed.
+    """
     import torch
 
     from effcv.runtime import zoo
@@ -130,9 +132,21 @@ def export_named(
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(0, name))
-        module = zoo.build(name, package="alcs", weights=weights)
+        return zoo.build(name, package="alcs", weights=weights)
+
+
+def own_shape(module: nn.Module) -> tuple[int, ...]:
+    """Returns (1, C, H, W) of the images that a network of torchvision or timm is made for."""
     config = getattr(module, "default_cfg", {}) or {}
-    return export(module, shape or (1, *config.get("input_size", (3, 224, 224))))
+    return 1, *config.get("input_size", (3, 224, 224))
+
+
+def export_named(
+    name: str, weights: str | Path | None, shape: Sequence[int] | None
+) -> onnx.ModelProto:
+    """Builds a network of torchvision or timm and exports it at its own image size or ``shape``."""
+    module = named_module(name, weights)
+    return export(module, shape or own_shape(module))
 
 
 def export(model: Any, shape: Sequence[int] | None) -> onnx.ModelProto:
@@ -167,12 +181,28 @@ def export(model: Any, shape: Sequence[int] | None) -> onnx.ModelProto:
             )
         if exported is None:
             raise DataError("torch.onnx.export returned nothing")
-        proto: onnx.ModelProto = exported.model_proto
+        proto = _readably_named(exported.model_proto)
     except EffcvError:
         raise
     except Exception as error:  # the exporter raises a dozen private types
         raise DataError(f"{name} cannot be exported to ONNX: {brief(error)}") from None
     return proto
+
+
+def _readably_named(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Names nodes after the module whose weight they hold, others after what they make.
+
+    The exporter numbers them instead, and the numbers depend on which weights are equal: a table of
+    latencies would not fit the same network after training.
+    """
+    weights = [tensor.name for tensor in model.graph.initializer]
+    owners = {weight.removesuffix(".weight") for weight in weights if weight.endswith(".weight")}
+    owners -= {output for node in model.graph.node for output in node.output}
+    for node in model.graph.node:
+        owner = node.input[1].removesuffix(".weight") if node.op_type in _WITH_FILTERS else ""
+        node.name = owner if owner in owners else node.output[0]
+        owners.discard(owner)  # equal weights are one tensor
+    return model
 
 
 def _check_module(module: nn.Module, name: str) -> None:

@@ -58,6 +58,32 @@ def mobilenet_v1(width: float = 1.0, classes: int = 1000, *, seed: int = 0) -> n
     return nn.Sequential(*layers).eval()
 
 
+def small_vgg(channels: int = 3, classes: int = 10, *, width: int = 24) -> nn.Sequential:
+    """Returns a plain network of 3 x 3 convolutions for pictures of about 32 x 32, in eval mode.
+
+    In the manner of VGG (arXiv 1409.1556), with BatchNorm, a stride of 2 at the start and three
+    widths: it is meant for experiments of minutes. Weights are drawn by torch's own rule; seed
+    torch before.
+
+    Args:
+        channels: Of the input.
+        classes: Outputs.
+        width: Channels of the first layers; the next have twice and four times as many.
+
+    Raises:
+        ArgumentError: A number is below 1.
+    """
+    if min(channels, classes, width) < 1:
+        raise ArgumentError(
+            f"expected 1 or more, found {channels} channels, {classes} classes, width {width}"
+        )
+    layers = _conv(channels, width, 3, stride=2) + _conv(width, width, 3)
+    for wide in (2 * width, 4 * width):
+        layers += [nn.MaxPool2d(2), *_conv(wide // 2, wide, 3), *_conv(wide, wide, 3)]
+    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, classes)]
+    return nn.Sequential(*layers).eval()
+
+
 def lite0() -> nn.Module:
     """Returns EfficientNet-Lite0 with its ImageNet weights, in eval mode.
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 import onnx
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 NAMED = ("torchvision", "timm")
-_RANDOM_NOTE = "the weights are random, drawn from a fixed seed: no file of weights was given"
+RANDOM_NOTE = "the weights are random, drawn from a fixed seed: no file of weights was given"
 
 
 def open_program(
@@ -56,7 +56,7 @@ def open_program(
         raise ArgumentError(
             f"--input-shape {','.join(map(str, input_shape))} is none of: N,C,H,W or N,C"
         )
-    named = isinstance(model, str) and model.partition(":")[0] in NAMED
+    named = is_named(model)
     if weights is not None and not named:
         raise ArgumentError("--weights belongs to torchvision:NAME and timm:NAME")
     if isinstance(model, onnx.ModelProto):
@@ -72,5 +72,10 @@ def open_program(
     intake.check_model(proto, name)
     program = import_model(proto, name=name, input_shape=input_shape, allow_parts=partition)
     if named and weights is None:
-        return replace(program, notes=(*program.notes, _RANDOM_NOTE))
+        return replace(program, notes=(*program.notes, RANDOM_NOTE))
     return program
+
+
+def is_named(model: object) -> TypeGuard[str]:
+    """Says whether ``model`` is the name of a network of torchvision or timm."""
+    return isinstance(model, str) and model.partition(":")[0] in NAMED
