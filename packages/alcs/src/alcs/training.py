@@ -1,0 +1,238 @@
+"""From a dense network to a pruned one: ADMM under a budget, then fine-tuning with fixed masks.
+
+    projection = BudgetProjection(table, budget_ms=4.0)
+    admm, _ = run_admm(subject, projection, train, val, out="run/admm")
+    allocation, masks = admm.finalize()
+    run_finetune(subject, masks, train, val, out="run/finetune")
+    accuracy(subject.module, val)
+
+Without labels, ``teacher=copy.deepcopy(subject.module)`` goes to both. They are runs of
+`effcv.runtime.training.fit`: with checkpoints, resumed to the same bits, on several processes where
+asked for. Rate 0.005, constant in ADMM and along a cosine after it, and rho are those of the
+authors' later work (arXiv 2110.08232), which has 60 epochs of each on ImageNet; 10 epochs, and that
+rho grows by 1.3 an epoch so that they suffice, are ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sized
+from itertools import islice
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from alcs.admm import ADMM
+from alcs.finetuning import images_of, recalibrate_bn
+from alcs.masks import Masks
+from alcs.projection import BudgetProjection
+from alcs.pruner import MOMENTUM, AdmmCallback, MaskCallback, Pruner, labels_of
+from alcs.subject import Subject
+from effcv.runtime import training
+from effcv.runtime.data_order import ResumableLoader, SeededSampler
+
+__all__ = ["AdmmCallback", "MaskCallback", "Pruner", "accuracy", "agreement", "loss_gradients",
+           "run_admm", "run_finetune", "usual_rho"]  # fmt: skip
+
+PULL = 1.25  # of an epoch of ADMM, see `usual_rho`
+GRADIENT_BATCHES = 64  # for the first projection by the importance "taylor"
+
+
+def run_admm(
+    subject: Subject,
+    projection: BudgetProjection,
+    train: Dataset[Any],
+    val: Dataset[Any] | None = None,
+    *,
+    out: str | Path,
+    epochs: int = 10,
+    lr: float = 0.005,
+    rho: float | None = None,
+    rho_growth: float = 1.0,
+    batch_size: int = 64,
+    weight_decay: float = 1e-4,
+    teacher: nn.Module | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> tuple[ADMM, training.FitResult]:
+    """Trains the subject's module towards weights that meet the budget.
+
+    Args:
+        subject: Its module is trained in place and left in eval mode, its weights near those that
+            meet the budget, but not masked yet.
+        projection: With table and budget.
+        train: Items (image, label), or images alone with a teacher.
+        val: The same, or None.
+        out: Folder of the run.
+        epochs: At most; it ends before when the densities have settled.
+        lr: Learning rate, constant.
+        rho: Of the penalty, in the first epoch; by default as `usual_rho` says.
+        rho_growth: Its factor after each epoch.
+        batch_size: Images a step and process.
+        weight_decay: Of the weights.
+        teacher: The dense network to distil from, where there are no labels.
+        seed: Of the order of the images.
+        options: Passed to `effcv.runtime.training.fit`: ``resume``, ``threads``, ``devices`` ...
+
+    Returns:
+        ADMM at its end, whose ``finalize`` gives allocation and masks, and how the run ended.
+
+    Raises:
+        InfeasibleBudgetError: The budget cannot be met.
+        TrainingError: The loss is not finite; the last checkpoint is kept.
+    """
+    pruner = Pruner(subject.module, lr=lr, weight_decay=weight_decay, teacher=teacher)
+    gradients = None
+    if projection.importance == "taylor":
+        gradients = loss_gradients(subject, train, teacher=teacher, seed=seed)
+    weights = {name: subject.weight(name) for name in subject.layers}
+    if rho is None:
+        rho = usual_rho(lr, steps=-(-len(cast(Sized, train)) // batch_size))
+    admm = ADMM(weights, projection, rho=rho, rho_growth=rho_growth, gradients=gradients)
+    result = training.fit(
+        pruner, train, val, out=out, epochs=epochs, batch_size=batch_size, seed=seed,
+        callbacks=[AdmmCallback(admm), *options.pop("callbacks", ())], **options,
+    )  # fmt: skip
+    subject.module.eval()
+    return admm, result
+
+
+def usual_rho(lr: float, *, steps: int) -> float:
+    """Returns the rho that pulls weights to their targets as in the authors' later work.
+
+    What counts is the pull of an epoch, steps times rho times lr / (1 - momentum): there 1.25, with
+    rho = 0.01, a rate of 0.005 and 2,500 steps (arXiv 2110.08232). In an epoch of few steps the
+    same rho would hardly move a weight.
+
+    Args:
+        lr: Learning rate.
+        steps: Of an epoch.
+    """
+    return PULL * (1 - MOMENTUM) / (lr * steps)
+
+
+def run_finetune(
+    subject: Subject,
+    masks: Masks,
+    train: Dataset[Any],
+    val: Dataset[Any] | None = None,
+    *,
+    out: str | Path,
+    epochs: int = 10,
+    lr: float = 0.005,
+    batch_size: int = 64,
+    teacher: nn.Module | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> training.FitResult:
+    """Masks the subject's module, measures its BatchNorm anew, and trains what stays.
+
+    Without weight decay, as in the authors' later work; the rate falls along a cosine.
+
+    Args:
+        subject: Its module is trained in place and left in eval mode, masked.
+        masks: By the layer's name.
+        train: Items (image, label), or images alone with a teacher.
+        val: The same, or None.
+        out: Folder of the run.
+        epochs: In all.
+        lr: Learning rate at the start.
+        batch_size: Images a step and process.
+        teacher: The dense network to distil from, where there are no labels.
+        seed: Of the order of the images.
+        options: As for `run_admm`.
+
+    Raises:
+        ArgumentError: The masks are of another network.
+        TrainingError: The loss is not finite, or a removed weight came back.
+    """
+    masks = Masks({name: subject.weight(name) for name, _ in masks.items()}, dict(masks.items()))
+    masks.apply_()
+    pruner = Pruner(subject.module, lr=lr, schedule="cosine", teacher=teacher)
+    if not options.get("resume"):
+        recalibrate_bn(subject.module, _batches(train, batch_size, seed=seed))
+    result = training.fit(
+        pruner, train, val, out=out, epochs=epochs, batch_size=batch_size, seed=seed,
+        callbacks=[MaskCallback(masks), *options.pop("callbacks", ())], **options,
+    )  # fmt: skip
+    subject.module.eval()
+    masks.check()
+    return result
+
+
+def loss_gradients(
+    subject: Subject,
+    train: Dataset[Any],
+    *,
+    teacher: nn.Module | None = None,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """Returns the gradient of the loss by the weights, root mean square over batches, by layer.
+
+    The importance ``"taylor"`` asks for it. Of the first 64 batches at most, in eval mode; the
+    network stays as it is.
+    """
+    pruner = Pruner(subject.module, lr=1.0, teacher=teacher)
+    weights = {name: subject.weight(name) for name in subject.layers}
+    totals = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    count = 0
+    with _eval_mode(subject.module):
+        for batch in islice(_batches(train, batch_size, seed=seed), GRADIENT_BATCHES):
+            loss = pruner.loss(batch, pruner(images_of(batch)))
+            found = torch.autograd.grad(loss, list(weights.values()))
+            for total, gradient in zip(totals.values(), found, strict=True):
+                total.addcmul_(gradient, gradient)
+            count += 1
+    return {name: (total / count).sqrt() for name, total in totals.items()}
+
+
+def accuracy(module: nn.Module, dataset: Dataset[Any], *, batch_size: int = 256) -> float:
+    """Returns the share of images (image, label) whose label a network gives, in eval mode."""
+    return _share_right(module, labels_of, dataset, batch_size)
+
+
+def agreement(
+    module: nn.Module, teacher: nn.Module, dataset: Dataset[Any], *, batch_size: int = 256
+) -> float:
+    """Returns the share of images to which two networks give the same class, in eval mode."""
+    with _eval_mode(teacher):
+        return _share_right(
+            module, lambda batch: teacher(images_of(batch)).argmax(1), dataset, batch_size
+        )
+
+
+@torch.no_grad()
+def _share_right(
+    module: nn.Module, wanted: Callable[[Any], Tensor], dataset: Dataset[Any], batch_size: int
+) -> float:
+    right = count = 0
+    with _eval_mode(module):
+        for batch in _batches(dataset, batch_size, shuffle=False):
+            found = module(images_of(batch)).argmax(1)
+            right += int((found == wanted(batch)).sum())
+            count += len(found)
+    return right / count
+
+
+def _batches(
+    dataset: Dataset[Any], batch_size: int, *, seed: int = 0, shuffle: bool = True
+) -> Iterable[Any]:
+    """Returns the batches of one epoch."""
+    length = len(cast(Sized, dataset))
+    sampler = SeededSampler(length, batch_size=batch_size, seed=seed, shuffle=shuffle)
+    return ResumableLoader(dataset, sampler)
+
+
+@contextlib.contextmanager
+def _eval_mode(module: nn.Module) -> Iterator[None]:
+    modes = {part: part.training for part in module.modules()}
+    try:
+        module.eval()
+        yield
+    finally:
+        for part, training_before in modes.items():
+            part.training = training_before
