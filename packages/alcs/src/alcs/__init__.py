@@ -1,9 +1,11 @@
-"""ALCS (arXiv 2109.00170): pruned convolutional networks that are really faster on CPUs.
+"""ALCS (arXiv 2109.00170): convolutional networks pruned to a latency measured on this CPU.
 
     from alcs import SparseEngine
 
     engine = SparseEngine.from_onnx("pruned.onnx", num_threads=2)
     outputs = engine.run({"images": x})
+
+Pruning is in `open_subject`, `profile_latency`, `run_admm` and `run_finetune`.
 
 Importing this package imports neither torch nor onnx; running a compiled model needs neither.
 """
@@ -16,7 +18,14 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
+    "ADMM": "alcs.admm",
+    "AdmmCallback": "alcs.pruner",
     "BlockCSR": "alcs.blockcsr",
+    "BudgetProjection": "alcs.projection",
+    "InfeasibleBudgetError": "alcs.allocation",
+    "LatencyTable": "alcs.latency",
+    "MaskCallback": "alcs.pruner",
+    "Masks": "alcs.masks",
     "SparseConv2d": "alcs.nn",
     "SparseEngine": "alcs.engine",
     "apply_mask": "alcs.groups",
@@ -24,11 +33,17 @@ _HOME = {
     "group_mask": "alcs.groups",
     "group_norms": "alcs.groups",
     "group_view": "alcs.groups",
+    "open_subject": "alcs.subject",
+    "profile_latency": "alcs.profiling",
+    "run_admm": "alcs.training",
+    "run_finetune": "alcs.training",
 }
 
 __all__ = [*_HOME, "__version__"]
 
 if TYPE_CHECKING:
+    from alcs.admm import ADMM as ADMM
+    from alcs.allocation import InfeasibleBudgetError as InfeasibleBudgetError
     from alcs.blockcsr import BlockCSR as BlockCSR
     from alcs.engine import SparseEngine as SparseEngine
     from alcs.groups import apply_mask as apply_mask
@@ -36,7 +51,16 @@ if TYPE_CHECKING:
     from alcs.groups import group_mask as group_mask
     from alcs.groups import group_norms as group_norms
     from alcs.groups import group_view as group_view
+    from alcs.latency import LatencyTable as LatencyTable
+    from alcs.masks import Masks as Masks
     from alcs.nn import SparseConv2d as SparseConv2d
+    from alcs.profiling import profile_latency as profile_latency
+    from alcs.projection import BudgetProjection as BudgetProjection
+    from alcs.pruner import AdmmCallback as AdmmCallback
+    from alcs.pruner import MaskCallback as MaskCallback
+    from alcs.subject import open_subject as open_subject
+    from alcs.training import run_admm as run_admm
+    from alcs.training import run_finetune as run_finetune
 
 
 def __getattr__(name: str) -> Any:

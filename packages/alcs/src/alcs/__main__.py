@@ -13,10 +13,15 @@ def main() -> int:
     command = Command(
         "alcs",
         version=__version__,
-        summary="Runs pruned convolutional networks on CPUs, as much faster as they are sparser.",
+        summary="Prunes convolutional networks to a latency on this CPU, and runs them sparse.",
     )
     command.verb("info", "alcs.cli:info", "The paper, or what a model holds.")
     command.verb("demo", "alcs.cli:demo", "A 90 % sparse MobileNetV1 beside its dense twin.")
+    command.verb("profile", "alcs.cli_prune:profile", "Measure a model's latency table.")
+    command.verb("merge", "alcs.cli_prune:merge", "Join latency tables of shards.")
+    command.verb("plan", "alcs.cli_prune:plan", "Densities for a budget, without training.")
+    command.verb("prune", "alcs.cli_prune:prune", "Prune a model to a budget in milliseconds.")
+    command.verb("finetune", "alcs.cli_prune:finetune", "Train a pruned model further.")
     command.verb("compile", "alcs.cli:compile_model", "From a model to a compiled .alcs file.")
     command.verb("run", "alcs.cli:run", "Run a model on an array, a picture or noise.")
     command.verb("benchmark", "alcs.cli:benchmark", "Time a model beside its peers.")

@@ -1,4 +1,4 @@
-"""Bench cases: what must be exact, single layers, whole networks.
+"""Bench cases: what must be exact, allocations, single layers, networks, budgets.
 
 Each case lies beside its subject in ``alcs.bench_*``; `alcs.benching` holds what they share.
 """
@@ -10,8 +10,10 @@ from effcv.bench import Case
 
 def cases() -> list[Case]:
     """Returns the cases, cheapest first, without importing torch."""
+    from alcs.bench_allocation import allocation
+    from alcs.bench_budget import budget
     from alcs.bench_exact import exact
     from alcs.bench_kernels import kernels
     from alcs.bench_network import network
 
-    return [exact, kernels, network]
+    return [exact, allocation, kernels, network, budget]

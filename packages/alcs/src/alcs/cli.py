@@ -5,8 +5,7 @@ A MODEL is FILE.alcs, FILE.onnx, FILE.pt2 (torch.export.save), torchvision:NAME 
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,21 +13,31 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from alcs import __version__
-from effcv.bench import PROFILES, usable_cores
-from effcv.errors import ArgumentError, DataError, choose
+from alcs.options import (
+    Channels,
+    Count,
+    Rounds,
+    Shape,
+    Share,
+    Switch,
+    file_for,
+    not_over,
+    record,
+    record_file,
+    say,
+    shape_from,
+    stem_of,
+    threads_of,
+    warn,
+)
+from effcv.bench import PROFILES
+from effcv.errors import ArgumentError, choose
 from effcv.runtime.cli import Common
 
 if TYPE_CHECKING:
     from alcs.engine import SparseEngine
     from alcs.plan import Program
     from alcs.verify import LayerZeros
-
-Count = Annotated[int, Parameter(validator=Number(gte=1))]
-Rounds = Annotated[int, Parameter(validator=Number(gte=5))]
-Share = Annotated[float, Parameter(validator=Number(gte=0, lt=1))]
-Switch = Annotated[bool, Parameter(negative="")]
-Shape = Annotated[tuple[str, ...] | None, Parameter(consume_multiple=True)]
-Channels = Annotated[tuple[float, ...] | None, Parameter(consume_multiple=True)]
 
 SUFFIX = ".alcs"
 
@@ -67,8 +76,8 @@ def demo(*, common: Common = Common()) -> dict[str, Any]:
     """
     from alcs.demo import run_demo
 
-    threads = _threads(common)
-    return run_demo(_file(common.out, "alcs-demo.png"), threads=threads, seed=common.seed)
+    threads = threads_of(common)
+    return run_demo(file_for(common.out, "alcs-demo.png"), threads=threads, seed=common.seed)
 
 
 def compile_model(
@@ -101,14 +110,14 @@ def compile_model(
     from alcs.choosing import tuned
     from alcs.summary import describe
 
-    threads = _threads(common)
-    out = _file(common.out, _stem(model) + SUFFIX)
-    _not_over(out, model, weights)
+    threads = threads_of(common)
+    out = file_for(common.out, stem_of(model) + SUFFIX)
+    not_over(out, model, weights)
     program = _open(model, input_shape, weights, sparsity, group_size, partition=partition)
     if tune:
         program = tuned(program, num_threads=threads)
     file.save(out, program)
-    _warn(program.notes)
+    warn(program.notes)
     return {"file": str(out), "bytes": out.stat().st_size} | _shown(describe(program), common)
 
 
@@ -135,9 +144,9 @@ def run(
     """
     from alcs.running import outputs_of, read_input
 
-    out = None if common.out is None else _file(common.out, _stem(model) + ".npz")
+    out = None if common.out is None else file_for(common.out, stem_of(model) + ".npz")
     if out is not None:
-        _not_over(out, model, input)
+        not_over(out, model, input)
     engine = _engine(_open(model, input_shape), common)
     inputs = read_input(engine.program, input, mean=mean, std=std, batch=batch, seed=common.seed)
     found, milliseconds = outputs_of(engine, inputs, out)
@@ -178,8 +187,8 @@ def benchmark(
     from alcs.choosing import tuned
     from alcs.summary import PARTS, by_operator, describe
 
-    threads = _threads(common)
-    out = _record_file(common, model, "benchmark", weights)
+    threads = threads_of(common)
+    out = record_file(common, model, "benchmark", weights)
     wanted = [name.strip() for name in vs.split(",") if name.strip()]
     for name in wanted:
         choose(name, benchmarking.CHOICES, "peer")
@@ -194,9 +203,9 @@ def benchmark(
     foreign = describe(program).get(PARTS)
     notes = [f"onnxruntime runs {by_operator(foreign)} of the model"] if foreign else []
     notes += found.notes
-    _warn(notes)
+    warn(notes)
     facts = {"threads": threads, "batch": batch, "rows": [arm.row() for arm in found.arms]}
-    _record(out, facts | {"notes": notes})
+    record(out, facts | {"notes": notes})
     return facts | ({"notes": notes} if common.json else {})
 
 
@@ -230,16 +239,16 @@ def analyze(
 
     program = _open(model, input_shape, weights, sparsity, group_size)
     if tune:
-        program = tuned(program, num_threads=_threads(common))
+        program = tuned(program, num_threads=threads_of(common))
     engine = _engine(program, common)
     facts = describe(engine.program) | {"alcs": __version__}
     found = report.analyze(engine, facts=facts, rounds=rounds, seed=common.seed)
     foreign = facts.get(PARTS, [])
-    _warn(note for note in found.notes if note not in foreign)
+    warn(note for note in found.notes if note not in foreign)
     if foreign:
-        _say(f"onnxruntime runs {by_operator(foreign)} of the model")
+        say(f"onnxruntime runs {by_operator(foreign)} of the model")
     rows = found.rows() if common.json else [_narrow(row) for row in found.rows()]
-    files = report.write(found, common.out or Path(f"{_stem(model)}-analysis"))
+    files = report.write(found, common.out or Path(f"{stem_of(model)}-analysis"))
     return {"summary": found.sentence, **files, "rows": rows}
 
 
@@ -264,11 +273,11 @@ def verify(
     from alcs.verify import verify as check
     from effcv.errors import CheckFailed
 
-    out = _record_file(common, model, "verification", reference)
+    out = record_file(common, model, "verification", reference)
     engine = _engine(_open(model, input_shape), common)
     found = check(engine, reference, seed=common.seed)
     facts = dataclasses.asdict(found)
-    _record(out, facts)
+    record(out, facts)
     if not common.json:
         facts["zeros"] = _zeros(found.zeros)
     if not found.holds:
@@ -292,8 +301,8 @@ def export(
     """
     from alcs.exporting import to_onnx
 
-    out = _file(common.out, _stem(model) + ".onnx")
-    _not_over(out, model)
+    out = file_for(common.out, stem_of(model) + ".onnx")
+    not_over(out, model)
     program = _open(model, input_shape)
     to_onnx(program, out)
     return {"file": str(out), "bytes": out.stat().st_size}
@@ -340,7 +349,7 @@ def _open(
     from alcs.groups import check_group
 
     check_group(group_size)
-    shape = _shape(input_shape)
+    shape = shape_from(input_shape)
     if model.endswith(SUFFIX):
         from alcs import file
 
@@ -363,64 +372,7 @@ def _open(
 def _engine(program: Program, common: Common) -> SparseEngine:
     from alcs.engine import SparseEngine
 
-    return SparseEngine(program, num_threads=_threads(common))
-
-
-def _threads(common: Common) -> int:
-    """Returns the threads to compute with, after telling torch."""
-    common.torch_device()
-    return common.threads or usable_cores()
-
-
-def _shape(given: tuple[str, ...] | None) -> tuple[int, ...] | None:
-    """Reads ``1,3,224,224`` and ``1 3 224 224``."""
-    if given is None:
-        return None
-    words = ",".join(given).replace("x", ",").split(",")
-    if not all(word.strip().isdecimal() and int(word) > 0 for word in words) or len(words) != 4:
-        raise ArgumentError(
-            f"--input-shape {' '.join(given)!r} is no shape; expected N,C,H,W such as 1,3,224,224"
-        )
-    return tuple(int(word) for word in words)
-
-
-def _file(given: Path | None, name: str) -> Path:
-    """Returns the file to write: the one given, or ``name`` in the folder given."""
-    if given is None:
-        return Path(name)
-    return given / name if given.is_dir() else given
-
-
-def _not_over(out: Path, model: str, *others: str | Path | None) -> None:
-    """Refuses to write over the model, or another file that is read."""
-    for name, source in (("the model itself", model), *(("read, too", path) for path in others)):
-        if source is not None and out.exists() and Path(source).exists() and out.samefile(source):
-            raise ArgumentError(f"--out {out} is {name}; choose another name")
-
-
-def _record_file(common: Common, model: str, what: str, *others: Path | None) -> Path | None:
-    """Returns the JSON file that --out asks for, and refuses one that is read."""
-    if common.out is None:
-        return None
-    out = _file(common.out, f"{_stem(model)}-{what}.json")
-    _not_over(out, model, *others)
-    return out
-
-
-def _record(out: Path | None, facts: Mapping[str, Any]) -> None:
-    """Writes facts as JSON where a file is given."""
-    import json
-
-    from effcv.data.images import brief
-    from effcv.runtime.files import atomic_write
-
-    if out is None:
-        return
-    try:
-        with atomic_write(out) as temporary:
-            temporary.write_text(json.dumps(facts, indent=2, default=str) + "\n")
-    except OSError as error:
-        raise DataError(f"{out} cannot be written: {brief(error)}") from None
+    return SparseEngine(program, num_threads=threads_of(common))
 
 
 def _shown(facts: dict[str, Any], common: Common) -> dict[str, Any]:
@@ -455,19 +407,3 @@ def _narrow(row: Mapping[str, Any], width: int = 24) -> dict[str, Any]:
         "GFLOP/s": row["gflops"],
         "of roof": row["share_of_roofline"],
     }
-
-
-def _stem(model: str) -> str:
-    """Returns a file name for a model: ``timm:resnet18`` gives ``timm-resnet18``."""
-    return Path(model).stem if ":" not in model else model.replace(":", "-").replace("/", "-")
-
-
-def _say(stage: str) -> None:
-    """Tells who waits what is being done, on standard error."""
-    print(f"alcs: {stage}", file=sys.stderr, flush=True)
-
-
-def _warn(notes: Iterable[str]) -> None:
-    """Says what a user must know, on standard error."""
-    for note in notes:
-        _say(note)

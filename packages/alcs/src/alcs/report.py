@@ -1,24 +1,18 @@
 """What `alcs analyze` found, as files: report.json for tools, report.html for people.
 
-This module arranges what the page shows; ``templates/report.html.j2`` says how it looks. The page
-is one file without scripts, needs no network, and follows the reader's light or dark setting.
+This module arranges what the page shows; ``templates/report.html.j2`` says how it looks.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alcs import roofline
+from alcs import pages, roofline
 from alcs.roofline import Machine
-from effcv.data.images import brief
-from effcv.errors import DataError
-from effcv.runtime.files import atomic_write
 
 if TYPE_CHECKING:
     from alcs.engine import SparseEngine
@@ -134,52 +128,17 @@ def analyze(
 
 
 def write(analysis: Analysis, folder: str | Path) -> dict[str, str]:
-    """Writes report.html and report.json.
-
-    Args:
-        analysis: What to write.
-        folder: Made when absent; each file is replaced whole or not at all.
-
-    Returns:
-        The paths written, by what they are.
-
-    Raises:
-        DataError: The folder cannot be written.
-    """
-    folder = Path(folder)
-    paths = {"report": folder / "report.html", "json": folder / "report.json"}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with atomic_write(paths["report"]) as page, atomic_write(paths["json"]) as data:
-            page.write_text(render(analysis), encoding="utf-8")
-            data.write_text(json.dumps(analysis.to_json(), indent=2, default=str) + "\n")
-    except OSError as error:
-        raise DataError(f"{folder} cannot be written: {brief(error)}") from None
-    return {name: str(path) for name, path in paths.items()}
+    """Writes report.html and report.json into a folder; see `alcs.pages.write`."""
+    return pages.write(folder, render(analysis), analysis.to_json())
 
 
 def render(analysis: Analysis) -> str:
     """Returns the page as HTML."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("alcs"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     rows = analysis.rows()
-    return environment.get_template("report.html.j2").render(
+    return pages.render(
+        "report.html.j2",
         analysis=analysis,
         rows=rows,
         longest=max((row["share_of_time"] for row in rows), default=1.0),
-        roofline=_svg(roofline.plot(analysis.machine, analysis.layers)),
+        roofline=pages.svg(roofline.plot(analysis.machine, analysis.layers)),
     )
-
-
-def _svg(figure: Any) -> str:
-    """Returns the markup of a figure; what stands before it belongs to a file of its own."""
-    text = io.StringIO()
-    figure.savefig(text, format="svg", bbox_inches="tight", metadata={"Date": None})
-    return text.getvalue()[text.getvalue().index("<svg") :]

@@ -1,0 +1,58 @@
+"""The settings of pruning to a budget: for the command, the pipeline and the record of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import get_args
+
+from alcs.groups import check_group
+from alcs.importance import Importance
+from effcv.errors import ArgumentError, choose
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is pruned.
+
+    Attributes:
+        group_sizes: G; of several the projection chooses for every layer.
+        importance: What a group is worth, see `alcs.importance`.
+        min_density: Least share of a layer's groups that stays.
+        max_density: Largest.
+        permute: Whether similar filters are brought together before groups are formed.
+        epochs: Of ADMM; 0 prunes once, by the weights as they are.
+        finetune_epochs: With fixed masks; 0 leaves the weights as ADMM ends.
+        lr: Learning rate in ADMM, constant.
+        finetune_lr: Learning rate at the start of fine-tuning.
+        rho: Weight of ADMM's penalty in the first epoch; by default `alcs.training.usual_rho`.
+        rho_growth: Its factor after each epoch.
+        batch_size: Images a step and process.
+
+    Raises:
+        ArgumentError: A value is out of range.
+    """
+
+    group_sizes: tuple[int, ...] = (4,)
+    importance: Importance = "raw"
+    min_density: float = 0.02
+    max_density: float = 1.0
+    permute: bool = True
+    epochs: int = 10
+    finetune_epochs: int = 10
+    lr: float = 0.005
+    finetune_lr: float = 0.005
+    rho: float | None = None
+    rho_growth: float = 1.0
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        for group in self.group_sizes:
+            check_group(group)
+        choose(self.importance, get_args(Importance), "importance")
+        if not self.group_sizes or min(self.epochs, self.finetune_epochs) < 0:
+            raise ArgumentError("expected a group size, and epochs of 0 or more")
+        if not 0 <= self.min_density <= self.max_density <= 1:
+            raise ArgumentError(
+                f"densities from {self.min_density:g} to {self.max_density:g} were given, expected "
+                "0 <= least <= largest <= 1"
+            )

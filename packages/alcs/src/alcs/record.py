@@ -1,0 +1,85 @@
+"""What a run of `alcs prune` was asked for, as a file: to resume it, and to train it further."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from alcs.meeting import Goal
+from alcs.recipe import Recipe
+from alcs.subject import Subject, open_subject
+from effcv.errors import DataError
+from effcv.runtime.files import atomic_write
+
+RUN = "run.json"
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A network, a goal and a recipe.
+
+    Attributes:
+        model: As for `alcs.subject.open_subject`.
+        input_shape: Likewise.
+        weights: Likewise.
+        skip: Likewise.
+        batch: Images a call.
+        goal: The budget.
+        recipe: The settings.
+    """
+
+    model: str
+    input_shape: tuple[int, ...] | None
+    weights: str | None
+    skip: tuple[str, ...]
+    batch: int
+    goal: Goal
+    recipe: Recipe
+
+    def subject(self) -> Subject:
+        """Opens the dense network."""
+        return open_subject(
+            self.model, input_shape=self.input_shape, weights=self.weights, skip=self.skip
+        )
+
+    def finetuned(self, epochs: int, lr: float, batch_size: int) -> Self:
+        """Returns the record of a run that goes on with fixed masks."""
+        recipe = dataclasses.replace(
+            self.recipe, epochs=0, finetune_epochs=epochs, finetune_lr=lr, batch_size=batch_size
+        )
+        return dataclasses.replace(self, recipe=recipe)
+
+    def save(self, folder: Path) -> None:
+        """Writes the record into a folder."""
+        with atomic_write(folder / RUN) as temporary:
+            temporary.write_text(json.dumps(self.to_json(), indent=2) + "\n")
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the record as plain JSON types."""
+        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return plain
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Reads the record of a folder.
+
+        Raises:
+            DataError: There is none, or it is damaged.
+        """
+        path = folder / RUN
+        try:
+            facts = json.loads(path.read_text())
+            shape, recipe = facts["input_shape"], facts["recipe"]
+            return cls(**facts | {
+                "input_shape": None if shape is None else tuple(shape),
+                "skip": tuple(facts["skip"]),
+                "goal": Goal(**facts["goal"]),
+                "recipe": Recipe(**recipe | {"group_sizes": tuple(recipe["group_sizes"])}),
+            })  # fmt: skip
+        except OSError:
+            raise DataError(f"{folder} holds no {RUN}, expected what `alcs prune` wrote") from None
+        except (ValueError, TypeError, KeyError):
+            raise DataError(f"{path} is damaged, expected what `alcs prune` wrote") from None
