@@ -176,7 +176,7 @@ def _first(plan):
         (lambda p, t: _first(p)["layers"][0].update(pads=[-1, 1, 1, 1]), "pads"),
         (lambda p, t: _first(p)["layers"][2].update(dilation=[2, 2]), "dilation"),
         (lambda p, t: _first(p)["layers"][0].update(kind="deconv"), "deconv"),
-        (lambda p, t: _first(p)["layers"][0].update(extra=1), "the fields"),
+        (lambda p, t: _first(p)["layers"][0].update(extra=1), "has the field 'extra'"),
         (lambda p, t: _first(p)["layers"][0].update(weight="wide"), "'wide'"),
         (lambda p, t: _first(p)["layers"][0].update(bias="deep_bias"), "'deep_bias'"),
         (lambda p, t: _first(p)["layers"][0].update(output="narrow"), "'stem'"),

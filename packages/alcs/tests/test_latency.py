@@ -111,10 +111,10 @@ def _curve(data):
     [
         (lambda d: d.update(kind="recipe"), "another kind"),
         (lambda d: d.update(format=2), "format 2 and this version of alcs reads 1"),
-        (lambda d: d.pop("rest_ms"), "the fields"),
-        (lambda d: d.update(extra=1), "the fields"),
+        (lambda d: d.pop("rest_ms"), "the table lacks the field 'rest_ms'"),
+        (lambda d: d.update(extra=1), "the table has the field 'extra'"),
         (lambda d: d["machine"].pop("batch"), "batch"),
-        (lambda d: d["machine"].update(threads="2"), "threads"),
+        (lambda d: d["machine"].update(threads="2"), "the table.machine.threads is '2'"),
         (lambda d: d["layers"].clear(), "no layer"),
         (lambda d: d["layers"]["wide"]["curves"].clear(), "'wide' has no curve"),
         (lambda d: d["layers"]["wide"]["curves"].update({"3": _curve(d)}), "'3' do not exist"),

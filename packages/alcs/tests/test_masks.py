@@ -3,6 +3,8 @@
 Judges: masks made by hand, torch's own optimizers and `torch.optim.swa_utils.update_bn`.
 """
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -205,3 +207,13 @@ def test_without_batches_it_is_refused_and_without_batchnorm_nothing_happens():
     with pytest.raises(ArgumentError, match="begins with a str"):
         recalibrate_bn(network()[0], ["image"])
     assert recalibrate_bn(nn.Conv2d(3, 4, 1), []) == 0
+
+
+@pytest.mark.parametrize("batches", [[], [torch.ones(2, 3, 6, 6), "image"]], ids=["none", "bad"])
+def test_statistics_that_cannot_be_measured_stay_as_they_were(batches):
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    net(torch.randn(8, 3, 6, 6))
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(ArgumentError):
+        recalibrate_bn(net, batches)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())

@@ -31,6 +31,14 @@ def test_the_network_taken_keeps_the_limit_and_wastes_little_of_it(factor):
     assert len(found.attempts) <= 3
 
 
+def test_a_time_that_no_prediction_has_costs_no_more_than_an_attempt():
+    found = meet(Goal(budget_ms=4.0), proposal, lambda ms: Reading(ms + 2, 10.0, 10 / (ms + 2)),
+                 target_ms=4.0)  # fmt: skip
+    assert found.met
+    assert found.reading.ms >= 0.97 * 4.0
+    assert len(found.attempts) <= 3
+
+
 def test_a_speedup_is_of_the_dense_twin_beside_it():
     found = meet(Goal(speedup=2.5), proposal, clock(1.1), target_ms=5.0)
     assert found.limit_ms == pytest.approx(10.0 / 2.5)
@@ -70,15 +78,17 @@ def test_a_first_target_that_cannot_be_reached_is_the_callers_to_hear_of():
         meet(Goal(budget_ms=4.0), refuse, clock(1.0), target_ms=4.0)
 
 
-def test_a_later_target_that_cannot_be_reached_leaves_what_was_found():
-    def from_3_on(target_ms):
-        if target_ms < 3:
-            raise InfeasibleBudgetError("cannot", reachable_ms=3.0)
+@pytest.mark.parametrize(("factor", "met"), [(2.0, False), (1.35, True)])
+def test_for_a_later_target_that_cannot_be_reached_the_least_that_can_is_tried(factor, met):
+    def from_2_95_on(target_ms):
+        if target_ms < 2.95:
+            raise InfeasibleBudgetError("cannot", reachable_ms=2.95)
         return proposal(target_ms)
 
-    found = meet(Goal(budget_ms=4.0), from_3_on, clock(2.0), target_ms=4.0)
-    assert not found.met
-    assert len(found.attempts) == 1
+    found = meet(Goal(budget_ms=4.0), from_2_95_on, clock(factor), target_ms=4.0)
+    assert found.met is met
+    assert [target for target, _ in found.attempts] == pytest.approx([4.0, 2.95])
+    assert found.target_ms == pytest.approx(2.95)
 
 
 @pytest.mark.parametrize(

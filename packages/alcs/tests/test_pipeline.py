@@ -8,11 +8,13 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -20,11 +22,14 @@ import pytest
 import torch
 from torch import nn
 
+from alcs import file
 from alcs.__main__ import main
 from alcs.engine import SparseEngine
+from alcs.groups import density as group_density
 from alcs.latency import LatencyTable
 from alcs.masks import Masks
 from alcs.segments import native_module
+from alcs.subject import open_subject
 from effcv.runtime import checkpoint
 
 pytestmark = pytest.mark.skipif(native_module() is None, reason="latencies need native kernels")
@@ -98,7 +103,7 @@ def test_it_leaves_everything_that_it_promises(pruned):
     assert "times faster" in found.out
 
 
-def test_onnxruntime_gives_what_the_engine_gives_and_sees_the_same_zeros(pruned):
+def test_onnxruntime_gives_what_the_engine_gives_and_sees_the_same_zeros(model, pruned):
     folder, _ = pruned
     x = np.random.default_rng(0).standard_normal((3, 1, 8, 8)).astype(np.float32)
     session = onnxruntime.InferenceSession(folder / "model.onnx")
@@ -109,9 +114,13 @@ def test_onnxruntime_gives_what_the_engine_gives_and_sees_the_same_zeros(pruned)
     report = json.loads((folder / "report.json").read_text())
     shares = {row["layer"]: row["density"] for row in report["layers"] if row["dense_ms"]}
     masks = checkpoint.load(folder / "masks.safetensors").tensors
+    weights = checkpoint.load(folder / "weights.safetensors").tensors
+    layers = open_subject(model, input_shape=(1, 1, 8, 8)).layers
     assert min(shares.values()) < 1
     for name, density in shares.items():
-        assert float(masks[name].double().mean()) == pytest.approx(density, abs=0.02)
+        mask = masks[layers[name].parameter]
+        assert float(mask.double().mean()) == pytest.approx(density, abs=0.02)
+        assert not weights[layers[name].parameter][~mask].any()
 
 
 def test_the_report_joins_prediction_and_measurement_of_every_layer(pruned):
@@ -175,12 +184,77 @@ def test_killed_in_the_middle_of_admm_and_resumed_it_ends_in_the_same_weights(
         assert torch.equal(tensor, last[1]["state_dict"][name]), name
 
 
+def densities_in(folder):
+    """The share of groups of 4 consecutive filters that stay, counted in the compiled network."""
+    program = file.load(folder / "model.alcs")
+    return {
+        layer.name: group_density(network.weights[layer.weight], 4)
+        for network in program.segments
+        for layer in network.layers
+        if layer.kind == "conv"
+    }
+
+
+@pytest.mark.parametrize("way", ["finetune", "resume"])
+def test_filters_stay_in_the_groups_that_were_pruned_together(
+    model, pruned, tmp_path, monkeypatch, way
+):
+    folder, _ = pruned
+    more = tmp_path / "more"
+    monkeypatch.setattr("alcs.pipeline.similar_filters", lambda *_, **__: {})  # others, now
+    if way == "resume":
+        shutil.copytree(folder, more)
+        words = ["prune", model, "--speedup", 1.3, *FLAGS, "--resume"]
+    else:
+        words = ["finetune", folder, *FLAGS[:6], "--finetune-epochs", 1, "--threads", 1]
+    alcs(*words, "-o", more, check=[0, 1])
+    report = json.loads((folder / "report.json").read_text())
+    chosen = {row["layer"]: row["density"] for row in report["layers"] if row["dense_ms"]}
+    assert densities_in(folder) == pytest.approx(chosen)
+    assert densities_in(more) == pytest.approx(chosen)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["--seed", "1"], 2, "has seed 0, found 1"),
+        (["--images", "32"], 2, "has images 64, found 32"),
+        (["--threads", "2"], 3, "measured with threads 1"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_run_is_not_resumed_as_another(model, pruned, tmp_path, words, code, told):
+    folder, _ = pruned
+    shutil.copytree(folder, tmp_path / "copy")
+    flags = dict(zip(FLAGS[::2], FLAGS[1::2], strict=True)) | dict([words])
+    given = [word for pair in flags.items() for word in pair]
+    said = alcs("prune", model, "--speedup", 1.3, *given, "--resume", "-o", tmp_path / "copy")
+    assert said.code == code
+    assert told in said.err
+
+
+@pytest.mark.parametrize("name", ["run.json", "table.json", "start.json", "pruned.safetensors"])
+@pytest.mark.parametrize("damage", ["truncated", "another"])
+def test_a_damaged_file_of_a_run_is_named(model, pruned, tmp_path, name, damage):
+    folder, _ = pruned
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    if name == "start.json":  # only asked for where nothing is chosen yet
+        (copy / "pruned.safetensors").unlink()
+    path, other = copy / name, "masks" + Path(name).suffix
+    data = path.read_bytes()
+    path.write_bytes((copy / other).read_bytes() if damage == "another" else data[: len(data) // 2])
+    said = alcs("prune", model, "--speedup", 1.3, *FLAGS, "--resume", "-o", copy)
+    assert said.code == 3
+    assert name in said.err
+    assert len(said.err.split(" (see ")[0]) < 600
+
+
 def test_masks_and_weights_can_be_used_in_ones_own_loop(pruned):
     folder, _ = pruned
     weights = checkpoint.load(folder / "weights.safetensors").tensors
     held = checkpoint.load(folder / "masks.safetensors").tensors
-    by_shape = {tuple(w.shape): w for w in weights.values()}
-    parameters = {n: nn.Parameter(by_shape[tuple(m.shape)].clone()) for n, m in held.items()}
+    parameters = {name: nn.Parameter(weights[name].clone()) for name in held}
     masks = Masks.load(folder / "masks.safetensors", parameters)
     masks.apply_()
     masks.check()
@@ -202,6 +276,9 @@ def test_masks_and_weights_can_be_used_in_ones_own_loop(pruned):
         (["--speedup", "1.3", "--threads", "2"], 3, "threads"),
         (["--speedup", "1.3", "--batch", "4"], 3, "batch"),
         (["--speedup", "1.3", "--skip", "nothing"], 2, "nothing"),
+        (["--speedup", "1.3", "--importance", "taylor"], 2, "--data"),
+        (["--speedup", "1.3", "--lr", "inf"], 2, "lr is inf"),
+        (["--speedup", "1.3", "--rho", "inf"], 2, "rho is inf"),
         (["--speedup", "1.3", "--teach", "labels", "--data", "photos"], 2, "outputs"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -256,6 +256,20 @@ def test_a_timed_network_computes_what_the_engine_computes(every_layer):
     assert 0 < max(times.layers_ms.values()) <= times.whole_ms
 
 
+@pytest.mark.parametrize(
+    ("load", "cores", "busy"),
+    [(0.2, 2, False), (1.2, 2, False), (1.8, 2, True), (2.4, 64, False), (80.0, 64, True)],
+)
+def test_who_measures_on_a_busy_machine_is_told_so(
+    every_layer, machine, monkeypatch, load, cores, busy
+):
+    monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    said = []
+    profile_latency(every_layer, rounds=5, num_threads=1, say=said.append)
+    assert any("busy" in words for words in said) is busy
+
+
 def test_steps_of_a_layer_are_added_within_a_run(every_layer):
     timed = TimedNetwork(every_layer.segments[:1], {}, threads=1, batch=1)
     timed.steps = ["a", "a", "b"]

@@ -107,7 +107,7 @@ def test_files_merge_like_the_shards_themselves(tmp_path):
 
 def test_a_shard_is_no_table_and_a_table_no_shard(tmp_path):
     path = shards()[1].save(tmp_path / "shard.json")
-    with pytest.raises(DataError, match=r"shard 1 of 3.*merge"):
+    with pytest.raises(DataError, match=r"shard 2 of 3.*merge"):
         LatencyTable.load(path)
     whole = merge_tables(shards()).save(tmp_path / "whole.json")
     with pytest.raises(DataError, match="expected a shard"):
@@ -122,8 +122,8 @@ def replaced(**changes):
 @pytest.mark.parametrize(
     ("parts", "words"),
     [
-        (shards()[:2], r"shards 0, 1 of 3 were given, expected each of 0 to 2 once"),
-        ([*shards(), shards()[1]], r"shards 0, 1, 1, 2 of 3"),
+        (shards()[:2], r"shards 1, 2 of 3 were given, expected each of 1 to 3 once"),
+        ([*shards(), shards()[1]], r"shards 1, 2, 2, 3 of 3"),
         (replaced(machine=HERE | {"threads": 1}), r"another machine.*threads 1 and .*threads 2"),
         (replaced(network="4567"), "another network"),
         (replaced(model="other"), "another network"),

@@ -196,6 +196,7 @@ def test_fine_tuning_keeps_every_zero_and_learns(tmp_path, masked):
 
 
 def test_it_is_the_plain_loop_with_a_cosine_on_recalibrated_statistics(tmp_path, masked):
+    torch.set_num_threads(1)
     subject, masks = masked
     twin = copy.deepcopy(subject)
     fine_tune(subject, masks, tmp_path, lr=0.05)
@@ -215,6 +216,7 @@ def test_it_is_the_plain_loop_with_a_cosine_on_recalibrated_statistics(tmp_path,
                 nnf.cross_entropy(twin.module(images), labels, label_smoothing=0.1).backward()
                 optimizer.step()
                 step += 1
+    recalibrate_bn(twin.module, next(epochs_of(1))[1])
     for name, value in subject.module.state_dict().items():
         assert torch.equal(value, twin.module.state_dict()[name]), name
 
@@ -297,6 +299,16 @@ def test_rates_that_cannot_train_are_refused(wrong):
 def test_the_usual_rho_is_the_published_one_at_the_published_rate_and_steps():
     assert usual_rho(0.005, steps=2500) == pytest.approx(0.01)  # arXiv 2110.08232
     assert usual_rho(0.005, steps=25) == pytest.approx(1.0)
+
+
+def test_the_usual_rho_counts_the_steps_of_one_process_of_several(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(
+        "alcs.training.training.fit", lambda *_, callbacks, **__: told.append(callbacks[0].admm.rho)
+    )
+    for devices in (1, 2):
+        worker.train(tmp_path, rho=None, devices=devices, batch_size=5)  # of 50 images
+    assert told == pytest.approx([usual_rho(0.05, steps=10), usual_rho(0.05, steps=5)])
 
 
 def test_gradients_of_the_loss_are_those_of_autograd_and_leave_the_network_as_it_was():

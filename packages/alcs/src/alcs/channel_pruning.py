@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from effcv.errors import ArgumentError, DataError, need
 
-_LEAST = 0.9  # largest share of a layer's channels that goes, so that none is cut through
+_MOST = 0.9  # largest share of a layer's channels that goes, so that none is cut through
 
 
 def channel_pruned(module: nn.Module, example: Tensor, *, ratio: float) -> nn.Module:
@@ -46,7 +46,7 @@ def channel_pruned(module: nn.Module, example: Tensor, *, ratio: float) -> nn.Mo
                 importance=library.importance.GroupMagnitudeImportance(p=2),
                 global_pruning=True,
                 pruning_ratio=ratio,
-                max_pruning_ratio=_LEAST,
+                max_pruning_ratio=_MOST,
                 ignored_layers=outputs_of(pruned, example),
             ).step()
     except (RuntimeError, ValueError, AttributeError, KeyError) as error:

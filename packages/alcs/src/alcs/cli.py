@@ -60,8 +60,8 @@ def info(
         "paper": "Architecture Aware Latency Constrained Sparse Neural Networks, Zhao, Hu, He, Xu, "
         "Wang, Leng, Cheng, 2021",
         "arXiv": "2109.00170",
-        "certainty": "only abstract and first page could be read; the kernels are a "
-        "reconstruction, and no number is the paper's",
+        "certainty": "only abstract and first page could be read; kernels, latency model and the "
+        "settings of ADMM are a reconstruction, and no number is the paper's",
         "groups": "1, 2, 4, 8, 16 filters share the positions of their zeros; the paper has 4",
         "kernels": "k1 (lanes over pixels), k2 (lanes over channels), dense",
         "models": "FILE.alcs, FILE.onnx, FILE.pt2, torchvision:NAME, timm:NAME",

@@ -8,9 +8,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alcs.flags import Budget, Epochs, Learning, Positive, Rate, Source
+from alcs.flags import Budget, Epochs, Growth, Learning, Rate, Source
 from alcs.latency import LatencyTable
-from alcs.options import Rounds, Switch, file_for, not_over, say, stem_of, threads_of, warn
+from alcs.options import (
+    Rounds,
+    Switch,
+    check_place,
+    file_for,
+    lasting,
+    not_over,
+    say,
+    stem_of,
+    threads_of,
+    warn,
+)
 from effcv.errors import ArgumentError, CheckFailed
 from effcv.runtime.cli import Common
 
@@ -43,6 +54,7 @@ def profile(
     name = "-table.json" if part is None else f"-table-{part[0] + 1}of{part[1]}.json"
     out = file_for(common.out, stem_of(model) + name)
     not_over(out, model, source.weights)
+    check_place(out)
     program = open_program(model, input_shape=source.shape, weights=source.weights)
     options: dict[str, Any] = {
         "group_sizes": source.group_sizes, "num_threads": threads, "batch": source.batch,
@@ -68,8 +80,7 @@ def merge(*tables: Path, common: Common = Common()) -> dict[str, Any]:
     if not tables:
         raise ArgumentError("merge needs the tables of all shards, such as net-table-*.json")
     out = file_for(common.out, "table.json")
-    for path in tables:
-        not_over(out, str(path))
+    not_over(out, *tables)
     table = merge_tables(list(tables))
     table.save(out)
     return {"file": str(out)} | _about(table)
@@ -91,11 +102,14 @@ def plan(
         model: As for `profile`.
         rule: one-shot (the paper's projection), uniform, global-magnitude, flops-proxy or lamp.
     """
-    from alcs.planning import Plan
+    from alcs.planning import Plan, check_picture, rule_for
 
     goal, threads = budget.goal, threads_of(common)
     out = file_for(common.out, f"{stem_of(model)}-plan.png")
     not_over(out, model, source.weights, budget.table)
+    check_place(out)
+    check_picture(out)
+    rule_for(rule, source.group_sizes, budget.importance)
     subject = source.subject(model)
     table = _table(budget, source, subject, threads)
     if table is None:
@@ -119,8 +133,8 @@ def prune(
     one_shot: Switch = False,
     epochs: Epochs = 10,
     lr: Rate = 0.005,
-    rho: Positive = None,
-    rho_growth: Rate = 1.0,
+    rho: Rate | None = None,
+    rho_growth: Growth = 1.0,
     permute: bool = True,
     source: Source = Source(),
     budget: Budget = Budget(),
@@ -148,6 +162,8 @@ def prune(
     from alcs.stages import Stages
 
     goal = budget.goal
+    if budget.importance == "taylor" and learning.data is None:
+        raise ArgumentError("--importance taylor needs gradients, and so --data")
     recipe = Recipe(
         group_sizes=source.group_sizes, importance=budget.importance,
         min_density=budget.min_density, max_density=budget.max_density, permute=permute,
@@ -157,18 +173,21 @@ def prune(
     )  # fmt: skip
     threads, device = threads_of(common), common.torch_device()
     stages = Stages(common.out or Path(f"{stem_of(model)}-pruned"), common.resume)
-    stages.keep(RunRecord(model, source.shape, str(source.weights) if source.weights else None,
-                          source.skipped, source.batch, goal, recipe))  # fmt: skip
+    weights = lasting(source.weights) if source.weights else None
+    record = RunRecord(lasting(model), source.shape, weights, source.skipped, source.batch, goal,
+                       recipe, common.seed, **learning.asked)  # fmt: skip
     subject = source.subject(model)
     warn(subject.notes)
     given = _table(budget, source, subject, threads)
     lesson = learning.lesson(subject, seed=common.seed)
+    warn([lesson.note] if lesson and lesson.note else [])
+    stages.keep(record)  # not before the arguments are known to be right
     from alcs.pipeline import Pruning  # late: it takes seconds, and most mistakes are told before
 
     return _told(
         Pruning(
             subject, goal, recipe, stages, threads, lesson=lesson, given=given,
-            batch=source.batch, seed=common.seed,
+            batch=source.batch, force=budget.force, seed=common.seed,
             options={"device": device, "devices": learning.devices, "nodes": learning.nodes},
             say=say,
         )
@@ -178,6 +197,7 @@ def prune(
 def finetune(
     folder: Path,
     *,
+    force: Switch = False,
     learning: Learning = Learning(),
     common: Common = Common(),
 ) -> dict[str, Any] | None:
@@ -187,8 +207,8 @@ def finetune(
 
     Args:
         folder: What `prune` wrote.
+        force: Use its latency table on another machine, too.
     """
-    from alcs.pipeline import TABLE, Pruning, chosen_in
     from alcs.record import RunRecord
     from alcs.stages import Stages
 
@@ -197,19 +217,26 @@ def finetune(
     if learning.data is None:
         raise ArgumentError("finetune needs --data: images to train on")
     stages = Stages(common.out or Path(f"{folder}-finetuned"), common.resume)
-    record = record.finetuned(learning.finetune_epochs, learning.finetune_lr, learning.batch_size)
-    stages.keep(record)
+    record = record.finetuned(
+        common.seed, learning.asked, finetune_epochs=learning.finetune_epochs,
+        finetune_lr=learning.finetune_lr, batch_size=learning.batch_size,
+    )  # fmt: skip
     subject = record.subject()
     lesson = learning.lesson(subject, seed=common.seed)
+    warn([lesson.note] if lesson and lesson.note else [])
+    from alcs.pipeline import TABLE, Pruning, chosen_in  # late: as in `prune`
+
     table = LatencyTable.load(folder / TABLE)
     table.check(
         subject.program, threads=threads, batch=record.batch,
-        group_sizes=record.recipe.group_sizes, skip=record.skip,
+        group_sizes=record.recipe.group_sizes, skip=record.skip, force=force,
     )  # fmt: skip
+    start = chosen_in(folder)
+    stages.keep(record)
     return _told(
         Pruning(
             subject, record.goal, record.recipe, stages, threads, lesson=lesson, given=table,
-            start=chosen_in(folder), batch=record.batch, seed=common.seed,
+            start=start, batch=record.batch, force=force, seed=common.seed,
             options={"device": device, "devices": learning.devices, "nodes": learning.nodes},
             say=say,
         )
@@ -225,9 +252,11 @@ def _told(pruning: Pruning) -> dict[str, Any] | None:
     folder = pruning.stages.folder
     facts: dict[str, Any] = {
         "summary": outcome.sentence, "folder": str(folder), "report": str(folder / "report.html"),
-        "kept energy within": f"{outcome.gap:.2%} of the best possible",
+        "met": outcome.met, "measured ms": outcome.reading.ms, "limit ms": outcome.limit_ms,
+        "dense ms": outcome.reading.dense_ms, "predicted ms": outcome.predicted_ms,
+        "energy below the best, at most": outcome.gap,
     }  # fmt: skip
-    facts |= {name: f"{score:.2f} %" for name, score in outcome.scores.items()}
+    facts |= {f"{name}, %": round(score, 2) for name, score in outcome.scores.items()}
     if not outcome.met:
         raise CheckFailed(f"the budget is missed: {outcome.sentence}", data=facts)
     return facts

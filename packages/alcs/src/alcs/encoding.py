@@ -29,17 +29,18 @@ def encode(value: Any) -> Any:
     return value
 
 
-def decode(kind: type[T], data: Any) -> T:
+def decode(kind: type[T], data: Any, *, what: str = "the plan") -> T:
     """Builds a ``kind`` from what `encode` made of one.
 
     Args:
         kind: A dataclass, or any annotation that its fields use.
         data: From `json.loads`.
+        what: The whole, for messages: ``"the plan.layers[0].stride is ..."``.
 
     Raises:
         DataError: Something has another type, or a field is missing or unknown.
     """
-    decoded: T = _decode(kind, data, "the plan")
+    decoded: T = _decode(kind, data, what)
     return decoded
 
 
@@ -63,8 +64,12 @@ def _decode(kind: Any, data: Any, where: str) -> Any:
 
 def _decode_fields(kind: Any, data: Any, where: str) -> Any:
     hints = get_type_hints(kind)
-    if not isinstance(data, dict) or data.keys() != hints.keys():
+    if not isinstance(data, dict):
         _refuse(data, where, f"the fields {', '.join(hints)}")
+    for name in (name for name in hints if name not in data):
+        raise DataError(f"{where} lacks the field {name!r}")
+    for name in (name for name in data if name not in hints):
+        raise DataError(f"{where} has the field {name!r}, expected {', '.join(hints)} alone")
     return kind(**{name: _decode(hints[name], data[name], f"{where}.{name}") for name in hints})
 
 

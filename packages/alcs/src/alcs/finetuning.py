@@ -13,6 +13,7 @@ has others. Measuring them anew on some batches, without any training, regains m
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
@@ -41,7 +42,8 @@ def recalibrate_bn(module: nn.Module, batches: Iterable[Any], *, count: int = 10
         How many were used; 0 where the network has no BatchNorm.
 
     Raises:
-        ArgumentError: There is no batch, or ``count`` is below 1.
+        ArgumentError: There is no batch, or ``count`` is below 1. The statistics stay as they were,
+            as with whatever else ends it early.
     """
     norms = [
         part
@@ -55,21 +57,27 @@ def recalibrate_bn(module: nn.Module, batches: Iterable[Any], *, count: int = 10
     modes = {part: part.training for part in module.modules()}
     momenta = {norm: norm.momentum for norm in norms}
     device = next(module.parameters()).device
+    before = {norm: copy.deepcopy(norm.state_dict()) for norm in norms}
     used = 0
     try:
         module.eval()
         for norm in norms:
             norm.train().reset_running_stats()
             norm.momentum = None  # torch then takes the cumulative average
-        for used, batch in enumerate(islice(batches, count), 1):  # noqa: B007 - read below
+        for batch in islice(batches, count):
             module(images_of(batch).to(device))
+            used += 1
+        if not used:
+            raise ArgumentError("found no batch to measure BatchNorm on, expected at least one")
+    except BaseException:
+        for norm, state in before.items():
+            norm.load_state_dict(state)
+        raise
     finally:
         for norm, momentum in momenta.items():
             norm.momentum = momentum
         for part, training in modes.items():
             part.training = training
-    if not used:
-        raise ArgumentError("found no batch to measure BatchNorm on, expected at least one")
     return used
 
 

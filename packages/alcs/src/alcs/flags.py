@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
@@ -21,6 +21,7 @@ Positive = Annotated[float | None, Parameter(allow_leading_hyphen=True)]
 Density = Annotated[float, Parameter(validator=Number(gte=0, lte=1))]
 Epochs = Annotated[int, Parameter(validator=Number(gte=0))]
 Rate = Annotated[float, Parameter(validator=Number(gt=0))]
+Growth = Annotated[float, Parameter(validator=Number(gte=1))]
 Names = Annotated[tuple[str, ...], Parameter(consume_multiple=True)]
 
 AUTO = (4, 8, 16)  # what --group-size auto chooses from, layer by layer
@@ -117,8 +118,8 @@ class Learning:
     """What a network learns from, and how.
 
     Attributes:
-        data: Images to train on: a packaged set (fashion, scenes-class, photos), NAME:DIR as
-            `effcv data list` shows, or a folder.
+        data: Images to train on: a packaged set (fashion, scenes-class, photos), LAYOUT:DIR (see
+            `effcv data list`) or a folder.
         teach: Whose answers are learnt: labels, dense (the dense network's), or auto: labels where
             the data have one for every output.
         images: Of the data, at most so many; of photographs, crops an epoch.
@@ -141,6 +142,12 @@ class Learning:
     batch_size: Count = 64
     devices: Count = 1
     nodes: Count = 1
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What decides over the images, by field of `alcs.record.RunRecord`."""
+        names = ("data", "images", "teach", "mean", "std")
+        return {name: getattr(self, name) for name in names}
 
     def lesson(self, subject: Subject, *, seed: int) -> Lesson | None:
         """Opens the images, where there are any."""

@@ -6,6 +6,7 @@ it ran alone. Networks that do not fit into memory together are timed in waves.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from alcs.timed import TimedNetwork, typical
 
 MEMORY = 2**30  # bytes of networks that stand ready together
 WARM_UP = 3
+IDLE = 0.5  # load that daemons make, which disturbs nothing
 
 Say = Callable[[str], None]
 
@@ -87,6 +89,22 @@ def interleaved(networks: Sequence[TimedNetwork], rounds: int) -> list[Times]:
         Times(1e3 * float(typical(whole[WARM_UP:])), network.by_layer(seconds[WARM_UP:]))
         for network, whole, seconds in zip(networks, wholes, steps, strict=True)
     ]
+
+
+def why_busy(threads: int) -> str:
+    """Returns what speaks against measuring now, or "".
+
+    Args:
+        threads: That are going to run beside what makes the load.
+    """
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    cores = os.cpu_count() or 1  # of the machine: its load average knows no affinity
+    if load > 1 + IDLE and load + threads > cores + IDLE:
+        return (
+            f"the machine is busy (load {load:.1f} on {cores} cores), so times may come out too "
+            "long: measure again when it is idle"
+        )
+    return ""
 
 
 def waves(sizes: Sequence[int], limit: int) -> list[list[int]]:

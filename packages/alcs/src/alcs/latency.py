@@ -23,6 +23,7 @@ import numpy as np
 
 from alcs.plan import Layer, Network, Program
 from alcs.pruning import FIRST_CONV, LINEAR
+from effcv.bench import usable_cores
 from effcv.errors import ArgumentError, DataError, choose
 
 ANCHORS = (0.0, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
@@ -157,15 +158,18 @@ class LatencyTable:
         from alcs.choosing import fingerprint
         from alcs.segments import instruction_set
 
-        here = fingerprint(isa or instruction_set(), threads) | {"batch": batch}
+        used = min(threads, usable_cores())
+        here = fingerprint(isa or instruction_set(), used) | {"batch": batch}
         if cpu is not None:
             here["cpu"] = cpu
         for what, found in here.items():
             if self.machine.get(what) != found and not force:
+                held = self.machine.get(what)
+                flag = f"give --{what} {held}, " if what in ("threads", "batch") else ""
                 raise DataError(
-                    f"the latency table of {self.model!r} was measured with {what} "
-                    f"{self.machine.get(what)!r}, and here {what} is {found!r}; profile the "
-                    "network here, or use the table all the same with --force"
+                    f"the latency table of {self.model!r} was measured with {what} {held!r}, and "
+                    f"here {what} is {found!r}; {flag}profile the network here, or use the table "
+                    "all the same with --force"
                 )
         for network, layer in prunable(program, skip):
             self._check_layer(layer.name, shape_of(network, layer), group_sizes)
@@ -208,8 +212,8 @@ class LatencyTable:
         if not isinstance(found, LatencyTable):
             place, count = found.shard
             raise DataError(
-                f"{path} is shard {place} of {count} (they count from 0), expected a whole table; "
-                "merge the shards first"
+                f"{path} is shard {place + 1} of {count}, expected a whole table; merge the shards "
+                "first"
             )
         return found
 

@@ -80,7 +80,8 @@ def write(path: str | Path, table: Table) -> Path:
     _check(table)
     common = {
         "kind": KIND, "format": FORMAT, "writer": f"alcs {__version__}", "model": table.model,
-        "machine": decode(_Machine, dict(table.machine)), "rest_ms": table.rest_ms,
+        "machine": decode(_Machine, dict(table.machine), what="the machine"),
+        "rest_ms": table.rest_ms,
         "layers": {
             layer.name: _Layer(layer.shape, layer.dense_ms,
                                {str(group): curve for group, curve in layer.curves.items()})
@@ -128,7 +129,8 @@ def _decoded(data: object) -> Table:
             f"it is of format {data.get('format')!r} and this version of alcs reads {FORMAT}; "
             "profile again or install the version of alcs that wrote it"
         )
-    stored: _Shard | _Whole = decode(_Shard, data) if "shard" in data else decode(_Whole, data)
+    kind: type[_Shard | _Whole] = _Shard if "shard" in data else _Whole
+    stored = decode(kind, data, what="the table")
     layers = {
         name: LayerLatency(name, layer.shape, _by_group(layer.curves), layer.dense_ms)
         for name, layer in stored.layers.items()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,7 @@ from effcv.errors import ArgumentError
 ENOUGH = 0.97  # of the limit: less wastes accuracy
 MARGIN = 0.99  # of the limit, aimed at after a target that was missed
 ATTEMPTS = 6
+ROUNDING = 1e-6  # relative, by which a target lies above the least that can be reached
 
 Masks = Mapping[str, np.ndarray]  # bool, of the weight's shape, by layer
 
@@ -134,6 +135,8 @@ def meet(
 ) -> Meeting:
     """Looks for the target whose network, when measured, comes close to the limit from below.
 
+    A corrected target that cannot be reached becomes the least that can.
+
     Args:
         goal: What is asked for.
         propose: Makes a network for a predicted latency in milliseconds.
@@ -142,7 +145,7 @@ def meet(
         attempts: Networks to try at most.
 
     Returns:
-        The slowest network that keeps the limit, or where none does the fastest that was tried.
+        The slowest network that keeps the limit, or where none does the one nearest to it.
 
     Raises:
         InfeasibleBudgetError: The first target cannot be reached.
@@ -153,10 +156,13 @@ def meet(
     for _ in range(attempts):
         try:
             proposal = propose(target)
-        except InfeasibleBudgetError:
+        except InfeasibleBudgetError as error:
             if not tried:
                 raise
-            break
+            target = error.reachable_ms * (1 + ROUNDING)
+            if any(meeting.target_ms <= target for meeting in tried):
+                break
+            continue
         reading = clock(proposal.program)
         limit = reading.limit_ms(goal)
         share = reading.ms / limit
@@ -165,7 +171,7 @@ def meet(
         everything = all(part.dense for part in proposal.allocation.shares.values())
         if share <= 1 and (share >= ENOUGH or everything):
             break
-        target *= MARGIN / share
+        target = _next_target(history)
     kept = [meeting for meeting in tried if meeting.met]
     best = (
         max(kept, key=lambda m: m.proposal.predicted_ms)
@@ -173,6 +179,25 @@ def meet(
         else min(tried, key=lambda m: m.reading.ms / m.limit_ms)
     )
     return dataclasses.replace(best, attempts=history)
+
+
+def _next_target(history: Sequence[tuple[float, float]]) -> float:
+    """Returns the target whose share should be `MARGIN`.
+
+    By the line through the last two attempts, for part of the time is in no prediction (Python's
+    share of a small network); with one attempt, or where that line falls or leads far, in
+    proportion.
+    """
+    target, share = history[-1]
+    proportional = target * MARGIN / share
+    if len(history) == 1:
+        return proportional
+    before, share_before = history[-2]
+    rise = (share - share_before) / (target - before) if target != before else 0.0
+    if rise <= 0:
+        return proportional
+    found = target + (MARGIN - share) / rise
+    return found if target / 2 <= found <= target * 2 else proportional
 
 
 def masked(program: Program, masks: Masks) -> Program:

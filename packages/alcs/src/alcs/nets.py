@@ -24,6 +24,9 @@ _PAIRS = (
     (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1),
 )  # fmt: skip
 
+# Of EfficientNet-Lite; 0.9 is torch's momentum of 0.1.
+_SHORT_TRAINING = {"drop_connect_rate": 0.0, "dropout_rate": 0.0, "batch_norm_momentum": 0.9}
+
 
 def mobilenet_v1(width: float = 1.0, classes: int = 1000, *, seed: int = 0) -> nn.Sequential:
     """Returns MobileNetV1 with random weights, in eval mode; input (B, 3, 224, 224).
@@ -87,7 +90,9 @@ def small_vgg(channels: int = 3, classes: int = 10, *, width: int = 24) -> nn.Se
 def lite0() -> nn.Module:
     """Returns EfficientNet-Lite0 with its ImageNet weights, in eval mode.
 
-    They expect pictures (B, 3, 224, 224) as ``(value - 127) / 128`` of values from 0 to 255.
+    They expect pictures (B, 3, 224, 224) as ``(value - 127) / 128`` of values from 0 to 255. In
+    train mode nothing is dropped and BatchNorm follows within some tens of batches, as suits a
+    training of minutes.
 
     Raises:
         DependencyError: The package of the network is not installed.
@@ -96,7 +101,7 @@ def lite0() -> nn.Module:
     library = need("efficientnet_lite_pytorch", extra="lite", package="alcs")
     path = _lite0_weights()
     with contextlib.redirect_stdout(io.StringIO()):  # that library prints
-        module: nn.Module = library.EfficientNet.from_name("efficientnet-lite0")
+        module: nn.Module = library.EfficientNet.from_name("efficientnet-lite0", **_SHORT_TRAINING)
     try:
         module.load_state_dict(torch.load(path, weights_only=True))
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -47,11 +48,28 @@ def file_for(given: Path | None, name: str) -> Path:
     return given / name if given.is_dir() else given
 
 
-def not_over(out: Path, model: str, *others: str | Path | None) -> None:
+def not_over(out: Path, *sources: str | Path | None) -> None:
     """Refuses to write over the model, or another file that is read."""
-    for name, source in (("the model itself", model), *(("read, too", path) for path in others)):
+    for source in sources:
         if source is not None and out.exists() and Path(source).exists() and out.samefile(source):
-            raise ArgumentError(f"--out {out} is {name}; choose another name")
+            raise ArgumentError(f"--out {out} is read, and would be replaced; choose another name")
+
+
+def lasting(source: str | Path) -> str:
+    """Returns a file's absolute path, for whoever goes on from another folder; a name as it is."""
+    return str(Path(source).absolute()) if Path(source).is_file() else str(source)
+
+
+def check_place(out: Path) -> None:
+    """Refuses a file that cannot be written where it is to lie, before anything is measured.
+
+    Raises:
+        DataError: Its folder is absent, or takes no files.
+    """
+    if not out.parent.is_dir():
+        raise DataError(f"{out} cannot be written: {out.parent} is no folder")
+    if not os.access(out.parent, os.W_OK):
+        raise DataError(f"{out} cannot be written: {out.parent} takes no files")
 
 
 def record_file(common: Common, model: str, what: str, *others: Path | None) -> Path | None:

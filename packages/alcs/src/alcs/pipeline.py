@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,10 +24,12 @@ from torch import Tensor, nn
 
 from alcs import __version__, file
 from alcs.allocation import Allocation, Share
+from alcs.channels import Order
 from alcs.choosing import tuned
 from alcs.engine import LayerTime, SparseEngine
 from alcs.exporting import to_onnx
-from alcs.latency import LatencyTable
+from alcs.finetuning import recalibrate_bn
+from alcs.latency import LatencyTable, prunable
 from alcs.lesson import Lesson
 from alcs.masks import Masks
 from alcs.meeting import Goal, Meeting, stopwatch
@@ -37,11 +40,19 @@ from alcs.profiling import profile_latency
 from alcs.projection import BudgetProjection
 from alcs.proposing import Proposer
 from alcs.recipe import Recipe
+from alcs.record import write_facts
 from alcs.stages import Stages, leads
 from alcs.subject import Subject
-from alcs.training import accuracy, agreement, loss_gradients, run_admm, run_finetune
+from alcs.training import (
+    accuracy,
+    agreement,
+    batches,
+    loss_gradients,
+    run_admm,
+    run_finetune,
+)
+from effcv.errors import CheckpointError, DataError
 from effcv.runtime import checkpoint
-from effcv.runtime.files import atomic_write
 
 TABLE, START, MASKS, PRUNED, WEIGHTS = (
     "table.json", "start.json", "masks.safetensors", "pruned.safetensors", "weights.safetensors",
@@ -57,6 +68,7 @@ class Choice:
         allocation: Groups of each layer.
         masks: Bool tensors by layer.
         state: Of the module, before it is masked.
+        orders: In which filters were grouped, by layer; others as they lie in the module.
         history: Of ADMM, by epoch.
         attempts: What the clock said of each target, in words.
         predicted_ms: By the latency model.
@@ -65,6 +77,7 @@ class Choice:
     allocation: Allocation
     masks: Mapping[str, Tensor]
     state: Mapping[str, Tensor]
+    orders: Mapping[str, Order]
     history: list[dict[str, Any]]
     attempts: list[str]
     predicted_ms: float
@@ -84,6 +97,7 @@ class Pruning:
         given: A latency table that was measured before.
         start: What stays, where that was chosen before: then it is only fine-tuned.
         batch: Images a call.
+        force: Take a table of another machine all the same.
         seed: Of training and of random patterns.
         options: For `effcv.runtime.training.fit`: device, devices, nodes, progress.
         say: Is told what is being done.
@@ -98,13 +112,14 @@ class Pruning:
     given: LatencyTable | None = None
     start: Choice | None = None
     batch: int = 1
+    force: bool = False
     seed: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
     say: Callable[[str], None] = lambda words: None
 
     @cached_property
     def table(self) -> LatencyTable:
-        """The latency model."""
+        """The latency model; what the folder holds of it must be of this machine, too."""
 
         def measured() -> LatencyTable:
             if self.given is not None:
@@ -112,19 +127,28 @@ class Pruning:
             self.say(f"measuring {len(self.subject.layers)} layers at every density")
             return profile_latency(
                 self.subject.program, group_sizes=self.recipe.group_sizes,
-                num_threads=self.threads, batch=self.batch, seed=self.seed,
+                num_threads=self.threads, batch=self.batch, seed=self.seed, skip=self._left_out,
+                say=self.say,
             )  # fmt: skip
 
-        return self.stages.once(
+        table = self.stages.once(
             TABLE, measured, save=lambda table, path: table.save(path), load=LatencyTable.load
         )
+        if leads():
+            table.check(
+                self.subject.program, threads=self.threads, batch=self.batch,
+                group_sizes=self.recipe.group_sizes, skip=self._left_out, force=self.force,
+            )  # fmt: skip
+        return table
 
     @cached_property
     def projection(self) -> BudgetProjection:
         """Onto the goal, as the table predicts it."""
         recipe = self.recipe
-        orders = {}
-        if recipe.permute and len(recipe.group_sizes) == 1 and recipe.group_sizes != (1,):
+        orders: Mapping[str, Order] = {}
+        if self.start is not None:
+            orders = self.start.orders
+        elif recipe.permute and len(recipe.group_sizes) == 1 and recipe.group_sizes != (1,):
             weights = {name: w.numpy() for name, w in self.subject.weights().items()}
             orders = similar_filters(self.subject.program, recipe.group_sizes[0], weights=weights)
         return BudgetProjection(
@@ -143,8 +167,8 @@ class Pruning:
             return self._meet(projection).target_ms
 
         return self.stages.once(
-            START, found, save=lambda ms, path: _write(path, {"target_ms": ms}),
-            load=lambda path: float(json.loads(path.read_text())["target_ms"]),
+            START, found, save=lambda ms, path: write_facts(path, {"target_ms": ms}),
+            load=_load_target,
         )  # fmt: skip
 
     @cached_property
@@ -165,8 +189,8 @@ class Pruning:
                 for name, mask in meeting.proposal.masks.items()
             }
             return Choice(
-                meeting.proposal.allocation, masks, self.subject.module.state_dict(), history,
-                attempts(meeting), meeting.proposal.predicted_ms,
+                meeting.proposal.allocation, masks, self.subject.module.state_dict(),
+                self.projection.orders, history, attempts(meeting), meeting.proposal.predicted_ms,
             )  # fmt: skip
 
         return self.stages.once(PRUNED, met, save=_save_choice, load=_load_choice)
@@ -179,21 +203,41 @@ class Pruning:
 
         Raises:
             InfeasibleBudgetError: The goal cannot be reached.
+            CheckpointError: What the folder holds is of another network.
             TrainingError: The loss is not finite; the last checkpoint is kept.
         """
-        teacher = copy.deepcopy(self.subject.module)
+        dense = copy.deepcopy(self.subject.module)
         choice = self.choice
-        self.subject.module.load_state_dict(dict(choice.state))
+        try:
+            self.subject.module.load_state_dict(dict(choice.state))
+        except RuntimeError:
+            raise CheckpointError(
+                f"{self.stages.folder / PRUNED} does not fit {self.subject.program.name}, expected "
+                "the network that was pruned"
+            ) from None
         masks = Masks(self._weights(), choice.masks)
         masks.apply_()
-        if self.lesson and self.recipe.finetune_epochs:
-            self.say("fine-tuning what stays")
+        if self.lesson and not self.recipe.finetune_epochs:
+            recalibrate_bn(
+                self.subject.module,
+                batches(self.lesson.train, self.recipe.batch_size, seed=self.seed),
+            )
+        elif self.lesson:
+            self.say(f"fine-tuning what stays{self._log('finetune')}")
             run_finetune(
                 self.subject, masks, self.lesson.train, self.lesson.val,
                 out=self.stages.folder / "finetune", epochs=self.recipe.finetune_epochs,
                 lr=self.recipe.finetune_lr, **self._training("finetune"),
             )  # fmt: skip
-        return self._finished(choice, masks, teacher) if leads() else None
+        return self._finished(choice, masks, dense) if leads() else None
+
+    @property
+    def _left_out(self) -> tuple[str, ...]:
+        every = (layer.name for _, layer in prunable(self.subject.program, skip=()))
+        return tuple(name for name in every if name not in self.subject.layers)
+
+    def _log(self, name: str) -> str:
+        return f"; step by step in {self.stages.folder / name / 'metrics.jsonl'}"
 
     def _weights(self) -> dict[str, nn.Parameter]:
         return {name: self.subject.weight(name) for name in self.subject.layers}
@@ -210,7 +254,7 @@ class Pruning:
     def _admm(self, lesson: Lesson) -> list[dict[str, Any]]:
         """Trains under the target, and returns what was seen of it, by epoch."""
         target_ms = self.target_ms
-        self.say(f"training under a predicted {target_ms:.4g} ms")
+        self.say(f"training under a predicted {target_ms:.4g} ms{self._log('admm')}")
         projection = dataclasses.replace(self.projection, budget_ms=target_ms)
         admm, _ = run_admm(
             self.subject, projection, lesson.train, lesson.val, out=self.stages.folder / "admm",
@@ -230,11 +274,15 @@ class Pruning:
         """Compiles, measures and writes the network."""
         self.say("compiling and measuring")
         folder, subject = self.stages.folder, self.subject
-        program = subject.compiled(self.projection.orders)
+        program = subject.compiled(choice.orders)
         finished = tuned(program, num_threads=self.threads)
         twin = tuned(subject.program, num_threads=self.threads)
         reading = stopwatch(twin, threads=self.threads, batch=self.batch)(finished)
-        masks.save(folder / MASKS)
+        parameters = {name: layer.parameter for name, layer in subject.layers.items()}
+        Masks(  # named as the weights are, in the other file
+            {parameters[name]: weight for name, weight in masks.weights.items()},
+            {parameters[name]: kept for name, kept in masks.items()},
+        ).save(folder / MASKS)
         checkpoint.save(folder / WEIGHTS, subject.module, metadata={"model": program.name})
         file.save(folder / MODEL, finished)
         to_onnx(subject.compiled(), folder / ONNX)
@@ -249,7 +297,8 @@ class Pruning:
             scores=self._scores(dense),
             history=choice.history,
             facts=self._facts(),
-            notes=[*subject.notes, *program.notes, *choice.attempts, *reading.notes],
+            notes=[*subject.notes, *program.notes, *reading.notes],
+            attempts=choice.attempts,
         )
         outcome.write(folder)
         return outcome
@@ -286,14 +335,20 @@ def chosen_in(folder: Path) -> Choice:
     )
 
 
-def _write(path: Path, facts: Mapping[str, Any]) -> None:
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(facts, indent=2) + "\n")
+def _load_target(path: Path) -> float:
+    try:
+        target_ms = float(json.loads(path.read_text())["target_ms"])
+    except (OSError, ValueError, TypeError, KeyError):
+        target_ms = math.nan
+    if not 0 < target_ms < math.inf:
+        raise DataError(f"{path} is damaged, expected what `alcs prune` wrote; remove it")
+    return target_ms
 
 
 def _save_choice(choice: Choice, path: Path) -> None:
     tensors = {f"state/{name}": tensor for name, tensor in choice.state.items()}
     tensors |= {f"mask/{name}": mask for name, mask in choice.masks.items()}
+    tensors |= {f"order/{name}": torch.from_numpy(order) for name, order in choice.orders.items()}
     about = {
         "allocation": dataclasses.asdict(choice.allocation), "history": choice.history,
         "attempts": choice.attempts, "predicted_ms": choice.predicted_ms,
@@ -312,8 +367,14 @@ def _load_choice(path: Path) -> Choice:
         }
 
     about = held.metadata
-    shares = {name: Share(**share) for name, share in about["allocation"]["shares"].items()}
-    return Choice(
-        Allocation(**about["allocation"] | {"shares": shares}), part("mask/"), part("state/"),
-        about["history"], about["attempts"], about["predicted_ms"],
-    )  # fmt: skip
+    orders = {name: order.numpy() for name, order in part("order/").items()}
+    try:
+        shares = {name: Share(**share) for name, share in about["allocation"]["shares"].items()}
+        return Choice(
+            Allocation(**about["allocation"] | {"shares": shares}), part("mask/"), part("state/"),
+            orders, about["history"], about["attempts"], about["predicted_ms"],
+        )  # fmt: skip
+    except (KeyError, TypeError, AttributeError):
+        raise CheckpointError(
+            f"{path} holds no pruned network, expected what `alcs prune` wrote"
+        ) from None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from alcs.allocation import Allocation
-from alcs.baselines import ARMS
+from alcs.baselines import ARMS, Rule
 from alcs.importance import Importance
 from alcs.latency import LatencyTable
 from alcs.meeting import Goal
@@ -18,6 +18,25 @@ from alcs.subject import Subject
 from effcv.data.images import brief
 from effcv.errors import ArgumentError, DataError, choose
 from effcv.runtime.files import atomic_write
+
+
+def rule_for(name: str, groups: tuple[int, ...], importance: Importance) -> Rule:
+    """Returns what allocates, by its name in `alcs.baselines.ARMS` with ``-`` for ``_``.
+
+    Raises:
+        ArgumentError: There is no such rule, it takes one group size and several are offered, or
+            the importance needs data.
+    """
+    rules = {arm.replace("_", "-"): rule for arm, rule in ARMS.items()}
+    found = choose(name, rules, "rule")
+    if found != "one-shot" and len(groups) > 1:
+        raise ArgumentError(f"the rule {name} does not choose among group sizes, expected one")
+    if importance == "taylor":
+        raise ArgumentError(
+            "importance 'taylor' needs gradients, and so data: use `alcs prune`, or plan with raw "
+            "or normalised"
+        )
+    return rules[found]
 
 
 @dataclass(frozen=True)
@@ -55,7 +74,7 @@ class Plan:
             subject: The network.
             table: Its latency model.
             goal: The budget.
-            rule: Name in `alcs.baselines.ARMS`, with ``-`` for ``_``.
+            rule: As for `rule_for`.
             groups: The group sizes to choose from.
             importance: ``"raw"`` or ``"normalised"``; the third needs data.
             min_density: Least share of a layer's groups that stays.
@@ -65,15 +84,10 @@ class Plan:
             ArgumentError: An argument is wrong.
             InfeasibleBudgetError: The budget cannot be met.
         """
-        arm = choose(rule.replace("-", "_"), tuple(ARMS), "rule")
-        if importance == "taylor":
-            raise ArgumentError(
-                "importance 'taylor' needs gradients, and so data: use `alcs prune`, or plan with "
-                "raw or normalised"
-            )
         projection = BudgetProjection(
             table, goal.limit_ms(table.dense_ms), groups=groups, importance=importance,
-            min_density=min_density, max_density=max_density, rule=ARMS[arm],
+            min_density=min_density, max_density=max_density,
+            rule=rule_for(rule, groups, importance),
         )  # fmt: skip
         allocation = projection.allocate(subject.weights())
         return cls(goal, allocation, projection.predicted_ms(allocation), table)
@@ -117,6 +131,22 @@ class Plan:
         )
         try:
             with atomic_write(path) as temporary:
-                figure.savefig(temporary, format=path.suffix.removeprefix(".") or "png", dpi=130)
+                figure.savefig(temporary, format=_format(path), dpi=130)
         except (OSError, ValueError) as error:
             raise DataError(f"{path} cannot be written: {brief(error)}") from None
+
+
+def check_picture(path: Path) -> None:
+    """Refuses a name that ends like no picture, before anything is measured for it.
+
+    Raises:
+        ArgumentError: The picture cannot be drawn in that format.
+    """
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    if _format(path) not in FigureCanvasBase.get_supported_filetypes():
+        raise ArgumentError(f"{path} is to be a picture: expected a name in .png, .svg or .pdf")
+
+
+def _format(path: Path) -> str:
+    return path.suffix.removeprefix(".").lower() or "png"

@@ -137,8 +137,8 @@ class Problem:
 def prepare(candidates: Sequence[Candidate]) -> Problem:
     """Sorts the energies and lays out the pieces.
 
-    Densities become counts by `alcs.groups.kept_groups`, but a layer whose least density is above 0
-    keeps at least one group.
+    Densities become counts by `alcs.groups.kept_groups`, but the least density is rounded up: where
+    it is above 0, at least one group stays.
 
     Raises:
         ArgumentError: There is no candidate, two have one name, or one has no option, a wrong
@@ -200,8 +200,8 @@ def _rank(candidates: Sequence[Candidate]) -> tuple[tuple[Ranked, ...], Doubles]
 def _pieces(candidate: Candidate, option: Option, number: int) -> Iterator[_Piece]:
     """Yields a piece for every segment of the curve that holds a whole count."""
     total = option.energies.size
-    # A layer whose least density is above 0 keeps one group, so that rounding cuts none through.
-    least = max(kept_groups(candidate.min_density, total), int(candidate.min_density > 0))
+    # Rounded up: a layer whose least density is above 0 is never cut through.
+    least = math.ceil(candidate.min_density * total - _ROUNDING)
     largest = max(kept_groups(candidate.max_density, total), least)
     anchors = (np.asarray(option.curve.densities) * total).tolist()
     for (left, right), (from_ms, to_ms) in zip(

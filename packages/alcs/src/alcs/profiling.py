@@ -20,7 +20,7 @@ from alcs.calibration import engine_bytes, whole_arm
 from alcs.calibration import held_out_error as held_out_error
 from alcs.choosing import fingerprint, measure
 from alcs.groups import check_group
-from alcs.interleaving import Arm, Say, Times, time_arms
+from alcs.interleaving import Arm, Say, Times, time_arms, why_busy
 from alcs.latency import ANCHORS, Curve, LatencyTable, LayerLatency, prunable, shape_of
 from alcs.patterns import Shares, random_network
 from alcs.plan import Choice, Network, Program
@@ -97,7 +97,7 @@ def profile_shard(
         patterns: Random patterns at each anchor, of which the mean is taken.
         seed: Of the patterns.
         skip: What is not pruned, see `prunable`.
-        say: Is told what is being done.
+        say: Is told what is being done, and whether the machine is busy.
 
     Raises:
         ArgumentError: A number is out of range, or there is no such shard or layer to skip.
@@ -108,6 +108,8 @@ def profile_shard(
     )
     shapes = {layer.name: shape_of(network, layer) for network, layer in prunable(program, skip)}
     networks = shard_networks(program, list(shapes), shard)
+    if say and (words := why_busy(bench.threads)):
+        say(words)
     sizes = {
         layer.name: network.values[layer.output].pixels
         for network in networks

@@ -10,14 +10,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from alcs.choosing import tuned
-from alcs.meeting import Goal, Meeting, Proposal, masked, meet, stopwatch
+from alcs.meeting import Goal, Meeting, Proposal, Reading, masked, meet, stopwatch
 from alcs.permutation import apply_orders
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from torch import Tensor
 
+    from alcs.plan import Program
     from alcs.projection import BudgetProjection
     from alcs.subject import Subject
 
@@ -68,7 +69,14 @@ class Proposer:
         Raises:
             InfeasibleBudgetError: The goal cannot be reached.
         """
-        dense = tuned(self.subject.program, num_threads=self.threads)
-        clock = stopwatch(dense, threads=self.threads, batch=self.batch, rounds=rounds)
         first = target_ms or goal.limit_ms(self.projection.table.dense_ms)
-        return meet(goal, self.propose, clock, target_ms=first)
+        return meet(goal, self.propose, self.clock(rounds=rounds), target_ms=first)
+
+    def clock(self, *, rounds: int = 30) -> Callable[[Program], Reading]:
+        """Returns what times networks beside the dense one, kernels chosen by measuring.
+
+        Args:
+            rounds: Samples of each network.
+        """
+        dense = tuned(self.subject.program, num_threads=self.threads)
+        return stopwatch(dense, threads=self.threads, batch=self.batch, rounds=rounds)

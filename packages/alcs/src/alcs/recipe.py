@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import get_args
 
@@ -19,7 +20,8 @@ class Recipe:
         importance: What a group is worth, see `alcs.importance`.
         min_density: Least share of a layer's groups that stays.
         max_density: Largest.
-        permute: Whether similar filters are brought together before groups are formed.
+        permute: Whether similar filters are brought together before groups are formed; not where
+            several group sizes are offered.
         epochs: Of ADMM; 0 prunes once, by the weights as they are.
         finetune_epochs: With fixed masks; 0 leaves the weights as ADMM ends.
         lr: Learning rate in ADMM, constant.
@@ -49,8 +51,14 @@ class Recipe:
         for group in self.group_sizes:
             check_group(group)
         choose(self.importance, get_args(Importance), "importance")
-        if not self.group_sizes or min(self.epochs, self.finetune_epochs) < 0:
-            raise ArgumentError("expected a group size, and epochs of 0 or more")
+        if not self.group_sizes or min(self.epochs, self.finetune_epochs, self.batch_size - 1) < 0:
+            raise ArgumentError("expected a group size, epochs of 0 or more and images in a batch")
+        for name in ("lr", "finetune_lr", "rho"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ArgumentError(f"{name} is {value:g}, expected a positive number")
+        if not 1 <= self.rho_growth < math.inf:
+            raise ArgumentError(f"rho_growth is {self.rho_growth:g}, expected a factor from 1 on")
         if not 0 <= self.min_density <= self.max_density <= 1:
             raise ArgumentError(
                 f"densities from {self.min_density:g} to {self.max_density:g} were given, expected "

@@ -98,7 +98,7 @@ def merge_tables(parts: Sequence[PartialTable | str | Path]) -> LatencyTable:
             or there twice.
     """
     named = [
-        (f"shard {part.shard[0]}", part)
+        (f"shard {part.shard[0] + 1}", part)
         if isinstance(part, PartialTable)
         else (str(part), PartialTable.load(part))
         for part in parts
@@ -157,8 +157,8 @@ def shard_networks(
     index, count = shard
     if not 0 <= index < count <= len(pruned):
         raise ArgumentError(
-            f"shard {index} of {count} does not exist: shards count from 0, and the "
-            f"{len(pruned)} layers to prune make at most as many"
+            f"shard {index + 1} of {count} does not exist: the {len(pruned)} layers to prune make "
+            "at most as many shards"
         )
     order = {name: place * count // len(pruned) for place, name in enumerate(pruned)}
     networks, current = [], 0
@@ -221,11 +221,11 @@ def _check_complete(named: Sequence[tuple[str, PartialTable]]) -> None:
     count = first.shard[1]
     if indices != list(range(count)):
         raise DataError(
-            f"the shards {', '.join(map(str, indices))} of {count} were given, expected each of "
-            f"0 to {count - 1} once"
+            f"the shards {', '.join(str(1 + index) for index in indices)} of {count} were given, "
+            f"expected each of 1 to {count} once"
         )
     if not any(at.density == 1 for _, part in named for at in part.whole):
-        raise DataError(f"shard 0 of {first.model!r} lacks the times of the whole network")
+        raise DataError(f"shard 1 of {first.model!r} lacks the times of the whole network")
 
 
 def _traits(part: PartialTable) -> dict[str, str]:

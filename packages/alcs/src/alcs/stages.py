@@ -7,6 +7,7 @@ process alone, and all go on from the same bits.
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,21 +32,25 @@ class Stages:
 
     Raises:
         ArgumentError: The folder holds a run that is not resumed.
+        DataError: It cannot be made or written.
     """
 
     folder: Path
     resume: bool = False
 
     def __post_init__(self) -> None:
-        if leads() and not self.resume and self.folder.is_dir() and any(self.folder.iterdir()):
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            used = leads() and not self.resume and any(self.folder.iterdir())
+            if leads():
+                tempfile.TemporaryFile(dir=self.folder).close()
+        except OSError as error:
+            raise DataError(f"{self.folder} cannot be written: {error.strerror}") from None
+        if used:
             raise ArgumentError(
                 f"{self.folder} holds files already: --resume goes on with a run, or give another "
                 "--out"
             )
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DataError(f"{self.folder} cannot be made: {error.strerror}") from None
 
     def keep(self, record: RunRecord) -> None:
         """Writes what the run is asked for; one that is resumed must be asked for the same.
@@ -62,7 +67,8 @@ class Stages:
             if held[name] != value:
                 raise ArgumentError(
                     f"the run in {self.folder} has {name} {held[name]}, found {value}: resume it "
-                    "with the same flags, or give another --out"
+                    f"with the same flags, or give another --out (--table {self.folder}/table.json "
+                    "keeps what it has measured)"
                 )
 
     def once(

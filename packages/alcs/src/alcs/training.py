@@ -9,13 +9,13 @@
 Without labels, ``teacher=copy.deepcopy(subject.module)`` goes to both. They are runs of
 `effcv.runtime.training.fit`: with checkpoints, resumed to the same bits, on several processes where
 asked for. Rate 0.005, constant in ADMM and along a cosine after it, and rho are those of the
-authors' later work (arXiv 2110.08232), which has 60 epochs of each on ImageNet; 10 epochs, and that
-rho grows by 1.3 an epoch so that they suffice, are ours.
+authors' later work (arXiv 2110.08232), which has 60 epochs of each on ImageNet; 10 epochs are ours.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Sized
 from itertools import islice
 from pathlib import Path
@@ -34,8 +34,8 @@ from alcs.subject import Subject
 from effcv.runtime import training
 from effcv.runtime.data_order import ResumableLoader, SeededSampler
 
-__all__ = ["AdmmCallback", "MaskCallback", "Pruner", "accuracy", "agreement", "loss_gradients",
-           "run_admm", "run_finetune", "usual_rho"]  # fmt: skip
+__all__ = ["AdmmCallback", "MaskCallback", "Pruner", "accuracy", "agreement", "batches",
+           "loss_gradients", "run_admm", "run_finetune", "usual_rho"]  # fmt: skip
 
 PULL = 1.25  # of an epoch of ADMM, see `usual_rho`
 GRADIENT_BATCHES = 64  # for the first projection by the importance "taylor"
@@ -90,7 +90,8 @@ def run_admm(
         gradients = loss_gradients(subject, train, teacher=teacher, seed=seed)
     weights = {name: subject.weight(name) for name in subject.layers}
     if rho is None:
-        rho = usual_rho(lr, steps=-(-len(cast(Sized, train)) // batch_size))
+        processes = _processes(options.get("devices", 1), options.get("nodes", 1))
+        rho = usual_rho(lr, steps=-(-len(cast(Sized, train)) // (batch_size * processes)))
     admm = ADMM(weights, projection, rho=rho, rho_growth=rho_growth, gradients=gradients)
     result = training.fit(
         pruner, train, val, out=out, epochs=epochs, batch_size=batch_size, seed=seed,
@@ -98,6 +99,13 @@ def run_admm(
     )  # fmt: skip
     subject.module.eval()
     return admm, result
+
+
+def _processes(devices: int, nodes: int) -> int:
+    """Returns how many processes train together; where torchrun started them, its number."""
+    if torch.distributed.is_torchelastic_launched():
+        return int(os.environ["WORLD_SIZE"])
+    return devices * nodes
 
 
 def usual_rho(lr: float, *, steps: int) -> float:
@@ -128,7 +136,7 @@ def run_finetune(
     seed: int = 0,
     **options: Any,
 ) -> training.FitResult:
-    """Masks the subject's module, measures its BatchNorm anew, and trains what stays.
+    """Masks the subject's module, trains what stays, and measures its BatchNorm before and after.
 
     Without weight decay, as in the authors' later work; the rate falls along a cosine.
 
@@ -153,12 +161,14 @@ def run_finetune(
     masks.apply_()
     pruner = Pruner(subject.module, lr=lr, schedule="cosine", teacher=teacher)
     if not options.get("resume"):
-        recalibrate_bn(subject.module, _batches(train, batch_size, seed=seed))
+        recalibrate_bn(subject.module, batches(train, batch_size, seed=seed))
     result = training.fit(
         pruner, train, val, out=out, epochs=epochs, batch_size=batch_size, seed=seed,
         callbacks=[MaskCallback(masks), *options.pop("callbacks", ())], **options,
     )  # fmt: skip
     subject.module.eval()
+    # The running averages lag behind the weights, by hundreds of steps where their momentum is low.
+    recalibrate_bn(subject.module, batches(train, batch_size, seed=seed))
     masks.check()
     return result
 
@@ -174,14 +184,16 @@ def loss_gradients(
     """Returns the gradient of the loss by the weights, root mean square over batches, by layer.
 
     The importance ``"taylor"`` asks for it. Of the first 64 batches at most, in eval mode; the
-    network stays as it is.
+    network stays as it is; a teacher follows it to its device.
     """
+    if teacher is not None:  # training may have left it on another device
+        teacher.to(next(subject.module.parameters()).device)
     pruner = Pruner(subject.module, lr=1.0, teacher=teacher)
     weights = {name: subject.weight(name) for name in subject.layers}
     totals = {name: torch.zeros_like(weight) for name, weight in weights.items()}
     count = 0
     with _eval_mode(subject.module):
-        for batch in islice(_batches(train, batch_size, seed=seed), GRADIENT_BATCHES):
+        for batch in islice(batches(train, batch_size, seed=seed), GRADIENT_BATCHES):
             loss = pruner.loss(batch, pruner(images_of(batch)))
             found = torch.autograd.grad(loss, list(weights.values()))
             for total, gradient in zip(totals.values(), found, strict=True):
@@ -211,17 +223,17 @@ def _share_right(
 ) -> float:
     right = count = 0
     with _eval_mode(module):
-        for batch in _batches(dataset, batch_size, shuffle=False):
+        for batch in batches(dataset, batch_size, shuffle=False):
             found = module(images_of(batch)).argmax(1)
             right += int((found == wanted(batch)).sum())
             count += len(found)
     return right / count
 
 
-def _batches(
+def batches(
     dataset: Dataset[Any], batch_size: int, *, seed: int = 0, shuffle: bool = True
 ) -> Iterable[Any]:
-    """Returns the batches of one epoch."""
+    """Returns the batches of the first epoch."""
     length = len(cast(Sized, dataset))
     sampler = SeededSampler(length, batch_size=batch_size, seed=seed, shuffle=shuffle)
     return ResumableLoader(dataset, sampler)
