@@ -1,4 +1,4 @@
-"""Bench cases: what must be exact, allocations, single layers, networks, budgets.
+"""Bench cases: what must be exact, allocations, single layers, networks, budgets, accuracy.
 
 Each case lies beside its subject in ``alcs.bench_*``; `alcs.benching` holds what they share.
 """
@@ -14,6 +14,8 @@ def cases() -> list[Case]:
     from alcs.bench_budget import budget
     from alcs.bench_exact import exact
     from alcs.bench_kernels import kernels
+    from alcs.bench_lite0 import lite0
     from alcs.bench_network import network
+    from alcs.bench_pareto import pareto
 
-    return [exact, allocation, kernels, network, budget]
+    return [exact, allocation, kernels, network, budget, lite0, pareto]

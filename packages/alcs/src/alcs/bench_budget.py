@@ -47,7 +47,7 @@ NETWORKS: Mapping[str, Callable[[], Subject]] = {
 }
 
 
-@case("budget", budget_s={"quick": 25, "claims": 400, "full": 400})
+@case("budget", budget_s={"quick": 25, "claims": 350, "full": 350})
 def budget(run: Run) -> None:
     """Networks pruned to shares of their dense latency, and the error of the prediction."""
     if not has_kernels(run):
