@@ -28,6 +28,13 @@ def wait_for(condition, seconds=10.0):
     return condition()
 
 
+def started(folder):
+    """Waits for a case that hangs, and returns the ids of its two processes."""
+    path = folder / "pids"
+    assert wait_for(lambda: path.exists() and len(path.read_text().split()) == 2)
+    return path.read_text().split()
+
+
 def test_cases_that_fail_exit_or_are_killed_never_lose_the_others(bench, tmp_path):
     done = bench("run", "ill", "broken", "--json", "--committed", "none")
     assert done.returncode == 1
@@ -118,11 +125,10 @@ def test_a_run_that_is_interrupted_keeps_what_is_finished_and_resumes(
         stderr=subprocess.PIPE,
         text=True,
     )
-    assert wait_for((tmp_path / "pids").exists)
+    pids = started(tmp_path)
     run.send_signal(number)
     assert "Traceback" not in run.communicate(timeout=10)[1]
     assert run.returncode == code
-    pids = (tmp_path / "pids").read_text().split()
     assert wait_for(lambda: not any(alive(pid) for pid in pids))
     (tmp_path / "trace").unlink()
 
@@ -143,11 +149,9 @@ def test_a_resumed_run_keeps_its_own_selection(bench):
 
 def test_a_worker_ends_when_the_harness_is_killed(installed, tmp_path):
     run = subprocess.Popen([sys.executable, "-m", "effcv_bench", "run", "stuck:hangs"])
-    assert wait_for((tmp_path / "pids").exists)
+    pids = started(tmp_path)
     run.kill()
     run.wait()
-    pids = (tmp_path / "pids").read_text().split()
-    assert len(pids) == 2
     assert wait_for(lambda: not any(alive(pid) for pid in pids))
 
 

@@ -61,6 +61,7 @@ def channels_within(
     measure: Callable[[nn.Module], float],
     *,
     steps: int = 7,
+    between: tuple[float, float] = (0.0, 1.0),
 ) -> tuple[nn.Module, float]:
     """Bisects the ratio until the pruned module takes the budget.
 
@@ -70,6 +71,7 @@ def channels_within(
         budget_ms: Time that the pruned module may take.
         measure: Gives a module's latency in milliseconds, measured or predicted.
         steps: Of bisection, each with one measurement.
+        between: Ratios to look between, where one knows them.
 
     Returns:
         The largest module found within the budget, and its ratio.
@@ -77,7 +79,7 @@ def channels_within(
     Raises:
         ArgumentError: No ratio tried meets the budget.
     """
-    low, high = 0.0, 1.0
+    low, high = between
     found: tuple[nn.Module, float] | None = None
     least = float("inf")
     for _ in range(steps):

@@ -10,10 +10,12 @@ import gc
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
 from effcv.bench import Run, usable_cores
+from effcv.errors import ArgumentError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 ROUNDS = 15  # samples of each network that is measured
 STEPS = 6  # of the bisection of channels
+NEAR = 0.06  # of the ratio of another seed, where two steps less find one more finely
 
 
 @dataclass(frozen=True)
@@ -67,12 +70,12 @@ class Pruned:
     Attributes:
         kept: Masks by layer, or a network without the removed channels.
         reading: Of the clock.
-        target_ms: Predicted latency that it was made for.
+        found_at: Predicted latency that it was made for; of channels, the share that went.
     """
 
     kept: Mapping[str, Tensor] | nn.Module
     reading: Reading
-    target_ms: float = 0.0
+    found_at: float
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,7 @@ class Comparison:
             profile(job, groups=sizes)
         found = self._pruned(self.jobs)
         under = [
-            replace(job, target_ms=found[job].target_ms) for job in self.jobs if ARMS[job.arm].admm
+            replace(job, target_ms=found[job].found_at) for job in self.jobs if ARMS[job.arm].admm
         ]
         for job, distances in self._trained(train_admm, under):
             self._say(job, f"distance to the budget {distances[0]:.2f}, then {distances[-1]:.2f}")
@@ -133,12 +136,12 @@ class Comparison:
 
     def _pruned(self, jobs: Sequence[Job]) -> dict[Job, Pruned]:
         """Brings networks to their budgets; each search begins where that of another seed ended."""
-        targets: dict[tuple[Task, str, float], float] = {}
+        ends: dict[tuple[Task, str, float], float] = {}
         found = {}
         for job in jobs:
             where = (job.task, job.arm, job.gain)
-            found[job] = pruned(job, near_ms=targets.get(where, job.target_ms))
-            targets[where] = found[job].target_ms
+            found[job] = pruned(job, near=ends.get(where, job.target_ms))
+            ends[where] = found[job].found_at
         return found
 
     def _finetune(self, found: Mapping[Job, Pruned]) -> None:
@@ -194,12 +197,12 @@ def compared(run: Run, jobs: Sequence[Job]) -> Comparison:
     return found
 
 
-def pruned(job: Job, *, near_ms: float = 0.0) -> Pruned:
+def pruned(job: Job, *, near: float = 0.0) -> Pruned:
     """Brings the network of a job to its share of the dense latency, by the clock.
 
     Args:
         job: The arm.
-        near_ms: Predicted latency to begin with; 0 begins with the share itself.
+        near: Where to begin, `Pruned.found_at` of a job like it; 0 where none is known.
     """
     import torch
 
@@ -209,14 +212,14 @@ def pruned(job: Job, *, near_ms: float = 0.0) -> Pruned:
     arm = ARMS[job.arm]
     proposer = proposer_of(job, rule=arm.rule, group=arm.group)
     if job.arm == CHANNELS:
-        return _without_channels(job, proposer)
+        return _without_channels(job, proposer, near)
     goal = Goal(speedup=job.gain)
-    meeting = proposer.meet(goal, target_ms=near_ms or None, rounds=ROUNDS)
+    meeting = proposer.meet(goal, target_ms=near or None, rounds=ROUNDS)
     masks = {name: torch.from_numpy(mask) for name, mask in meeting.proposal.masks.items()}
     return Pruned(masks, meeting.reading, meeting.target_ms)
 
 
-def _without_channels(job: Job, proposer: Proposer) -> Pruned:
+def _without_channels(job: Job, proposer: Proposer, near: float) -> Pruned:
     """Removes channels until what is left, dense, takes the job's share of the latency."""
     from alcs.channel_pruning import channels_within
     from alcs.choosing import tuned
@@ -232,8 +235,13 @@ def _without_channels(job: Job, proposer: Proposer) -> Pruned:
         return dense_ms / reading.gain
 
     module, example = proposer.subject.module, proposer.subject.example()
-    smaller, _ = channels_within(module, example, dense_ms / job.gain, latency_ms, steps=STEPS)
-    return Pruned(smaller, readings[smaller])
+    search = partial(channels_within, module, example, dense_ms / job.gain, latency_ms)
+    try:
+        between = (near - NEAR, min(near + NEAR, 1.0)) if near else (0.0, 1.0)
+        smaller, ratio = search(steps=STEPS - 2 if near else STEPS, between=between)
+    except ArgumentError:  # not near, after all
+        smaller, ratio = search(steps=STEPS)
+    return Pruned(smaller, readings[smaller], ratio)
 
 
 def mean(values: Sequence[float]) -> float:
