@@ -75,7 +75,7 @@ class Found(NamedTuple):
         return self.times.ratio(self.base, arm)
 
 
-@case("kernels", budget_s={"quick": 35, "claims": 660, "full": 660})
+@case("kernels", budget_s={"quick": 25, "claims": 660, "full": 660})
 def kernels(run: Run) -> None:
     """Single layers: sparse against the fastest dense of torch and onnxruntime; the peak."""
     from alcs import peers

@@ -30,7 +30,7 @@ DRAWN = tuple(COLOURS)  # at the other budgets too, one seed, for the picture
 QUIET = "#a9b0ba"
 
 
-@case("pareto", budget_s={"claims": 1750, "full": 1750})
+@case("pareto", budget_s={"claims": 1600, "full": 1600})
 def pareto(run: Run) -> None:
     """Accuracy of networks pruned to equal measured latency, by ADMM and by other ways."""
     from alcs.trials import FASHION, SCENES, Job, draw

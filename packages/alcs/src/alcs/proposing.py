@@ -7,6 +7,7 @@ projection allocates by, the networks are made and timed alike.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from alcs.choosing import tuned
@@ -78,5 +79,9 @@ class Proposer:
         Args:
             rounds: Samples of each network.
         """
-        dense = tuned(self.subject.program, num_threads=self.threads)
-        return stopwatch(dense, threads=self.threads, batch=self.batch, rounds=rounds)
+        return stopwatch(self.dense, threads=self.threads, batch=self.batch, rounds=rounds)
+
+    @cached_property
+    def dense(self) -> Program:
+        """The network as it was opened, kernels chosen by measuring."""
+        return tuned(self.subject.program, num_threads=self.threads)
