@@ -26,7 +26,8 @@ from effcv.errors import ArgumentError, CheckFailed
 from effcv.runtime.cli import Common
 
 if TYPE_CHECKING:
-    from alcs.pipeline import Pruning
+    from alcs.record import RunRecord
+    from alcs.stages import Stages
     from alcs.subject import Subject
 
 
@@ -161,7 +162,7 @@ def prune(
     from alcs.record import RunRecord
     from alcs.stages import Stages
 
-    goal = budget.goal
+    goal, threads = budget.goal, threads_of(common)
     if budget.importance == "taylor" and learning.data is None:
         raise ArgumentError("--importance taylor needs gradients, and so --data")
     recipe = Recipe(
@@ -171,7 +172,6 @@ def prune(
         finetune_lr=learning.finetune_lr, rho=rho,
         rho_growth=rho_growth, batch_size=learning.batch_size,
     )  # fmt: skip
-    threads, device = threads_of(common), common.torch_device()
     stages = Stages(common.out or Path(f"{stem_of(model)}-pruned"), common.resume)
     weights = lasting(source.weights) if source.weights else None
     record = RunRecord(lasting(model), source.shape, weights, source.skipped, source.batch, goal,
@@ -179,19 +179,7 @@ def prune(
     subject = source.subject(model)
     warn(subject.notes)
     given = _table(budget, source, subject, threads)
-    lesson = learning.lesson(subject, seed=common.seed)
-    warn([lesson.note] if lesson and lesson.note else [])
-    stages.keep(record)  # not before the arguments are known to be right
-    from alcs.pipeline import Pruning  # late: it takes seconds, and most mistakes are told before
-
-    return _told(
-        Pruning(
-            subject, goal, recipe, stages, threads, lesson=lesson, given=given,
-            batch=source.batch, force=budget.force, seed=common.seed,
-            options={"device": device, "devices": learning.devices, "nodes": learning.nodes},
-            say=say,
-        )
-    )  # fmt: skip
+    return _run(record, subject, stages, learning, common, force=budget.force, given=given)
 
 
 def finetune(
@@ -212,7 +200,7 @@ def finetune(
     from alcs.record import RunRecord
     from alcs.stages import Stages
 
-    threads, device = threads_of(common), common.torch_device()
+    threads = threads_of(common)
     record = RunRecord.load(folder)
     if learning.data is None:
         raise ArgumentError("finetune needs --data: images to train on")
@@ -222,34 +210,51 @@ def finetune(
         finetune_lr=learning.finetune_lr, batch_size=learning.batch_size,
     )  # fmt: skip
     subject = record.subject()
-    lesson = learning.lesson(subject, seed=common.seed)
-    warn([lesson.note] if lesson and lesson.note else [])
-    from alcs.pipeline import TABLE, Pruning, chosen_in  # late: as in `prune`
+    from alcs.pipeline import TABLE, chosen_in  # late: it takes seconds
 
     table = LatencyTable.load(folder / TABLE)
     table.check(
         subject.program, threads=threads, batch=record.batch,
         group_sizes=record.recipe.group_sizes, skip=record.skip, force=force,
     )  # fmt: skip
-    start = chosen_in(folder)
+    return _run(record, subject, stages, learning, common, force=force, given=table,
+                start=chosen_in(folder))  # fmt: skip
+
+
+def _run(
+    record: RunRecord,
+    subject: Subject,
+    stages: Stages,
+    learning: Learning,
+    common: Common,
+    **options: Any,
+) -> dict[str, Any] | None:
+    """Does what a record says and returns what a user wants to know; 1 where the budget is missed.
+
+    Args:
+        record: Kept in the folder once all arguments are known to be right.
+        subject: Its network.
+        stages: The folder.
+        learning: What it learns from.
+        common: Threads and device.
+        options: The others of `alcs.pipeline.Pruning`.
+    """
+    lesson = learning.lesson(subject, seed=record.seed)
+    warn([lesson.note] if lesson and lesson.note else [])
     stages.keep(record)
-    return _told(
-        Pruning(
-            subject, record.goal, record.recipe, stages, threads, lesson=lesson, given=table,
-            start=start, batch=record.batch, force=force, seed=common.seed,
-            options={"device": device, "devices": learning.devices, "nodes": learning.nodes},
-            say=say,
-        )
-    )  # fmt: skip
+    from alcs.pipeline import Pruning  # late: it takes seconds, and most mistakes are told before
 
-
-def _told(pruning: Pruning) -> dict[str, Any] | None:
-    """Runs a pruning and returns what a user wants to know; 1 where the budget is missed."""
-    outcome = pruning.run()
+    outcome = Pruning(
+        subject, record.goal, record.recipe, stages, threads_of(common), lesson=lesson,
+        batch=record.batch, seed=record.seed, say=say,
+        options={"device": common.torch_device(), "devices": learning.devices,
+                 "nodes": learning.nodes},
+        **options,
+    ).run()  # fmt: skip
     if outcome is None:  # another process tells
         return None
     warn(outcome.reading.notes)
-    folder = pruning.stages.folder
+    folder = stages.folder
     facts: dict[str, Any] = {
         "summary": outcome.sentence, "folder": str(folder), "report": str(folder / "report.html"),
         "met": outcome.met, "measured ms": outcome.reading.ms, "limit ms": outcome.limit_ms,

@@ -102,12 +102,7 @@ def candidates_from(
     largest = _by_layer(max_density, 1.0, table)
 
     def option(layer: LayerLatency, group: int) -> Option:
-        check_group(group)
-        if group not in layer.curves:
-            raise DataError(
-                f"the latency table of {table.model!r} has no times of layer {layer.name!r} with "
-                f"groups of {group}, only of {sorted(layer.curves)}; profile with this group size"
-            )
+        _check_measured(table, layer, group)
         gradient = gradients.get(layer.name) if gradients else None
         energies = group_importance(
             _numpy(weights[layer.name]),
@@ -128,6 +123,15 @@ def candidates_from(
         )
         for name, layer in table.layers.items()
     ]
+
+
+def _check_measured(table: LatencyTable, layer: LayerLatency, group: int) -> None:
+    check_group(group)
+    if group not in layer.curves:
+        raise DataError(
+            f"the latency table of {table.model!r} has no times of layer {layer.name!r} with "
+            f"groups of {group}, only of {sorted(layer.curves)}; profile with this group size"
+        )
 
 
 def _summed(view: Array) -> Array:

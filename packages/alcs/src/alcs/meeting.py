@@ -83,6 +83,9 @@ class Reading:
         return self.ms * self.gain / goal.speedup if goal.speedup else goal.limit_ms(self.dense_ms)
 
 
+Clock = Callable[[Program], Reading]  # times a network beside its dense twin
+
+
 @dataclass(frozen=True)
 class Proposal:
     """An allocation and the network that it makes.
@@ -128,7 +131,7 @@ class Meeting:
 def meet(
     goal: Goal,
     propose: Callable[[float], Proposal],
-    clock: Callable[[Program], Reading],
+    clock: Clock,
     *,
     target_ms: float,
     attempts: int = ATTEMPTS,
@@ -223,7 +226,7 @@ def masked(program: Program, masks: Masks) -> Program:
 
 def stopwatch(
     dense: Program, *, threads: int, batch: int = 1, rounds: int = 30, seed: int = 0
-) -> Callable[[Program], Reading]:
+) -> Clock:
     """Returns a clock that times networks beside their dense twin.
 
     Args:

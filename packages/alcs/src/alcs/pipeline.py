@@ -32,7 +32,7 @@ from alcs.finetuning import recalibrate_bn
 from alcs.latency import LatencyTable, prunable
 from alcs.lesson import Lesson
 from alcs.masks import Masks
-from alcs.meeting import Goal, Meeting, stopwatch
+from alcs.meeting import Clock, Goal, Meeting, stopwatch
 from alcs.outcome import Outcome, attempts, layer_rows
 from alcs.permutation import similar_filters
 from alcs.plan import Program
@@ -172,6 +172,12 @@ class Pruning:
         )  # fmt: skip
 
     @cached_property
+    def clock(self) -> Clock:
+        """Times networks beside the dense one."""
+        dense = tuned(self.subject.program, num_threads=self.threads)
+        return stopwatch(dense, threads=self.threads, batch=self.batch)
+
+    @cached_property
     def choice(self) -> Choice:
         """What stays, after ADMM where there are epochs of it."""
         history: list[dict[str, Any]] = []
@@ -249,7 +255,7 @@ class Pruning:
                 self.subject, self.lesson.train, teacher=self.lesson.teacher, seed=self.seed
             )
         proposer = Proposer(self.subject, projection, self.threads, self.batch, gradients=gradients)
-        return proposer.meet(self.goal, target_ms=target_ms)
+        return proposer.meet(self.goal, target_ms=target_ms, clock=self.clock)
 
     def _admm(self, lesson: Lesson) -> list[dict[str, Any]]:
         """Trains under the target, and returns what was seen of it, by epoch."""
@@ -276,8 +282,7 @@ class Pruning:
         folder, subject = self.stages.folder, self.subject
         program = subject.compiled(choice.orders)
         finished = tuned(program, num_threads=self.threads)
-        twin = tuned(subject.program, num_threads=self.threads)
-        reading = stopwatch(twin, threads=self.threads, batch=self.batch)(finished)
+        reading = self.clock(finished)
         parameters = {name: layer.parameter for name, layer in subject.layers.items()}
         Masks(  # named as the weights are, in the other file
             {parameters[name]: weight for name, weight in masks.weights.items()},

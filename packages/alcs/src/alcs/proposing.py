@@ -11,11 +11,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from alcs.choosing import tuned
-from alcs.meeting import Goal, Meeting, Proposal, Reading, masked, meet, stopwatch
+from alcs.meeting import Clock, Goal, Meeting, Proposal, masked, meet, stopwatch
 from alcs.permutation import apply_orders
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from torch import Tensor
 
@@ -59,21 +59,29 @@ class Proposer:
             tuned(program, num_threads=self.threads),
         )
 
-    def meet(self, goal: Goal, *, target_ms: float | None = None, rounds: int = 30) -> Meeting:
+    def meet(
+        self,
+        goal: Goal,
+        *,
+        target_ms: float | None = None,
+        rounds: int = 30,
+        clock: Clock | None = None,
+    ) -> Meeting:
         """Proposes until the clock agrees; see `alcs.meeting.meet`.
 
         Args:
             goal: What is asked for.
             target_ms: Predicted latency to begin with, by default what the goal says.
             rounds: Samples of each network.
+            clock: What times networks, where one has it; by default `clock`.
 
         Raises:
             InfeasibleBudgetError: The goal cannot be reached.
         """
         first = target_ms or goal.limit_ms(self.projection.table.dense_ms)
-        return meet(goal, self.propose, self.clock(rounds=rounds), target_ms=first)
+        return meet(goal, self.propose, clock or self.clock(rounds=rounds), target_ms=first)
 
-    def clock(self, *, rounds: int = 30) -> Callable[[Program], Reading]:
+    def clock(self, *, rounds: int = 30) -> Clock:
         """Returns what times networks beside the dense one, kernels chosen by measuring.
 
         Args:
