@@ -39,6 +39,29 @@ def test_a_time_that_no_prediction_has_costs_no_more_than_an_attempt():
     assert len(found.attempts) <= 3
 
 
+def sequence(*shares):
+    """A clock that gives these shares of 4 ms, whatever is proposed."""
+    rest = iter(shares)
+
+    def clock(program):
+        ms = 4.0 * next(rest)
+        return Reading(ms, 10.0, 10.0 / ms)
+
+    return clock
+
+
+def test_near_attempts_that_an_inexact_clock_hardly_tells_apart_lead_not_far():
+    found = meet(Goal(budget_ms=4.0), proposal, sequence(1.02, 1.015, 0.98), target_ms=4.0)
+    assert found.met
+    assert found.target_ms > 0.9 * 4.0  # the line through the first two leads to 0.82
+
+
+def test_a_target_is_never_negative():
+    found = meet(Goal(budget_ms=4.0), proposal, sequence(9, 8.9, 8.8, 8.7, 8.6, 8.5), target_ms=4.0)
+    assert not found.met
+    assert all(target > 0 for target, _ in found.attempts)
+
+
 def test_a_speedup_is_of_the_dense_twin_beside_it():
     found = meet(Goal(speedup=2.5), proposal, clock(1.1), target_ms=5.0)
     assert found.limit_ms == pytest.approx(10.0 / 2.5)
@@ -46,12 +69,7 @@ def test_a_speedup_is_of_the_dense_twin_beside_it():
 
 
 def test_among_networks_that_keep_the_limit_the_slowest_is_taken():
-    shares = iter([1.2, 0.5, 0.9, 0.9, 0.9, 0.9])  # of the limit, whatever is proposed
-
-    def noisy(program):
-        ms = 4.0 * next(shares)
-        return Reading(ms, 10.0, 10.0 / ms)
-
+    noisy = sequence(1.2, 0.5, 0.9, 0.9, 0.9, 0.9)
     found = meet(Goal(budget_ms=4.0), proposal, noisy, target_ms=4.0)
     assert found.met
     assert found.target_ms == max(t for t, share in found.attempts if share <= 1)

@@ -188,19 +188,17 @@ def _next_target(history: Sequence[tuple[float, float]]) -> float:
     """Returns the target whose share should be `MARGIN`.
 
     By the line through the last two attempts, for part of the time is in no prediction (Python's
-    share of a small network); with one attempt, or where that line falls or leads far, in
-    proportion.
+    share of a small network). Two attempts that are close together say little about its slope, for
+    the clock is not exact; so it is taken to be between that of a time that is predicted to a half
+    and of one that is predicted in full, which is also what one attempt alone stands for.
     """
     target, share = history[-1]
-    proportional = target * MARGIN / share
-    if len(history) == 1:
-        return proportional
-    before, share_before = history[-2]
-    rise = (share - share_before) / (target - before) if target != before else 0.0
-    if rise <= 0:
-        return proportional
-    found = target + (MARGIN - share) / rise
-    return found if target / 2 <= found <= target * 2 else proportional
+    steepest = rise = share / target
+    if len(history) > 1 and history[-2][0] != target:
+        before, share_before = history[-2]
+        rise = (share - share_before) / (target - before)
+    found = target + (MARGIN - share) / min(max(rise, steepest / 2), steepest)
+    return max(found, MARGIN / steepest / 2)
 
 
 def masked(program: Program, masks: Masks) -> Program:
