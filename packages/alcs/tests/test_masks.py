@@ -187,6 +187,38 @@ def test_recalibrated_statistics_are_those_of_torchs_own_function():
     assert torch.equal(ours[1].running_var, theirs[1].running_var)
 
 
+def with_statistics(net, images):
+    """Gives a network statistics of its own, far from those of the images."""
+    net.train()(images * 3 + 1)
+    return net.eval()
+
+
+def test_beside_the_dense_network_only_what_pruning_changed_counts():
+    images = normal(64, 3, 6, 6)
+    dense = with_statistics(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), images)
+    before = copy.deepcopy(dense.state_dict())
+    same, doubled = copy.deepcopy(dense), copy.deepcopy(dense)
+    for parameter in doubled[0].parameters():
+        parameter.data.mul_(2)
+    for net, factor in ((same, 1), (doubled, 2)):
+        recalibrate_bn(net, [images[:32], images[32:]], reference=dense)
+        torch.testing.assert_close(
+            net[1].running_mean, factor * before["1.running_mean"], rtol=1e-3, atol=1e-3
+        )
+        torch.testing.assert_close(
+            net[1].running_var, factor**2 * before["1.running_var"], rtol=1e-3, atol=1e-3
+        )
+    assert all(torch.equal(value, before[name]) for name, value in dense.state_dict().items())
+
+
+def test_a_reference_of_other_norms_is_refused():
+    net = network()[0]
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(ArgumentError, match="other BatchNorms"):
+        recalibrate_bn(net, [normal(5, 3, 6, 6)], reference=nn.Conv2d(3, 4, 1))
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
 def test_dropout_does_not_disturb_them_and_every_part_keeps_its_mode():
     net = nn.Sequential(nn.Dropout(0.9), network()[0]).eval()
     plain = network()[0]

@@ -227,6 +227,7 @@ class Pruning:
             recalibrate_bn(
                 self.subject.module,
                 batches(self.lesson.train, self.recipe.batch_size, seed=self.seed),
+                reference=self.lesson.teacher,
             )
         elif self.lesson:
             self.say(f"fine-tuning what stays{self._log('finetune')}")

@@ -22,20 +22,22 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as nnf
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from alcs.admm import ADMM
-from alcs.finetuning import images_of, recalibrate_bn
+from alcs.finetuning import images_of, recalibrate_bn, same_norms
 from alcs.masks import Masks
 from alcs.projection import BudgetProjection
 from alcs.pruner import MOMENTUM, AdmmCallback, MaskCallback, Pruner, labels_of
 from alcs.subject import Subject
 from effcv.runtime import training
 from effcv.runtime.data_order import ResumableLoader, SeededSampler
+from effcv.runtime.seed import generator
 
 __all__ = ["AdmmCallback", "MaskCallback", "Pruner", "accuracy", "agreement", "batches",
-           "loss_gradients", "run_admm", "run_finetune", "usual_rho"]  # fmt: skip
+           "divergence", "loss_gradients", "run_admm", "run_finetune", "usual_rho"]  # fmt: skip
 
 PULL = 1.25  # of an epoch of ADMM, see `usual_rho`
 GRADIENT_BATCHES = 64  # for the first projection by the importance "taylor"
@@ -160,15 +162,17 @@ def run_finetune(
     masks = Masks({name: subject.weight(name) for name, _ in masks.items()}, dict(masks.items()))
     masks.apply_()
     pruner = Pruner(subject.module, lr=lr, schedule="cosine", teacher=teacher)
+    # Images without labels may be few, and of another kind than those the network is for.
+    dense = teacher if teacher is not None and same_norms(subject.module, teacher) else None
     if not options.get("resume"):
-        recalibrate_bn(subject.module, batches(train, batch_size, seed=seed))
+        recalibrate_bn(subject.module, batches(train, batch_size, seed=seed), reference=dense)
     result = training.fit(
         pruner, train, val, out=out, epochs=epochs, batch_size=batch_size, seed=seed,
         callbacks=[MaskCallback(masks), *options.pop("callbacks", ())], **options,
     )  # fmt: skip
     subject.module.eval()
     # The running averages lag behind the weights, by hundreds of steps where their momentum is low.
-    recalibrate_bn(subject.module, batches(train, batch_size, seed=seed))
+    recalibrate_bn(subject.module, batches(train, batch_size, seed=seed), reference=dense)
     masks.check()
     return result
 
@@ -184,22 +188,34 @@ def loss_gradients(
     """Returns the gradient of the loss by the weights, root mean square over batches, by layer.
 
     The importance ``"taylor"`` asks for it. Of the first 64 batches at most, in eval mode; the
-    network stays as it is; a teacher follows it to its device.
+    network stays as it is; a teacher follows it to its device. Without labels they are drawn from
+    the teacher's probabilities, as the diagonal of Fisher's information asks for (the divergence
+    from the teacher has no gradient where the network is still the same).
     """
     if teacher is not None:  # training may have left it on another device
         teacher.to(next(subject.module.parameters()).device)
-    pruner = Pruner(subject.module, lr=1.0, teacher=teacher)
+    pruner = Pruner(subject.module, lr=1.0)
     weights = {name: subject.weight(name) for name in subject.layers}
     totals = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-    count = 0
-    with _eval_mode(subject.module):
+    count, random = 0, generator(seed, "labels")
+    with _eval_mode(subject.module), _eval_mode(teacher or nn.Identity()):
         for batch in islice(batches(train, batch_size, seed=seed), GRADIENT_BATCHES):
-            loss = pruner.loss(batch, pruner(images_of(batch)))
+            images = images_of(batch)
+            labelled = (images, _drawn(teacher, images, random)) if teacher else batch
+            loss = pruner.loss(labelled, pruner(images))
             found = torch.autograd.grad(loss, list(weights.values()))
             for total, gradient in zip(totals.values(), found, strict=True):
                 total.addcmul_(gradient, gradient)
             count += 1
     return {name: (total / count).sqrt() for name, total in totals.items()}
+
+
+@torch.no_grad()
+def _drawn(teacher: nn.Module, images: Tensor, random: torch.Generator) -> Tensor:
+    """Draws a class for each of the images (B, C, H, W), with the teacher's probabilities."""
+    probabilities = teacher(images).softmax(1)
+    drawn = torch.multinomial(probabilities.cpu(), 1, generator=random)[:, 0]
+    return drawn.to(probabilities.device)
 
 
 def accuracy(module: nn.Module, dataset: Dataset[Any], *, batch_size: int = 256) -> float:
@@ -215,6 +231,20 @@ def agreement(
         return _share_right(
             module, lambda batch: teacher(images_of(batch)).argmax(1), dataset, batch_size
         )
+
+
+@torch.no_grad()
+def divergence(
+    module: nn.Module, teacher: nn.Module, dataset: Dataset[Any], *, batch_size: int = 256
+) -> float:
+    """Returns the mean of KL(teacher || network) of the softmax in nats, both in eval mode."""
+    total = count = 0.0
+    with _eval_mode(teacher), _eval_mode(module):
+        for batch in batches(dataset, batch_size, shuffle=False):
+            ours, theirs = (net(images_of(batch)).log_softmax(1) for net in (module, teacher))
+            total += float(nnf.kl_div(ours, theirs, reduction="sum", log_target=True))
+            count += len(ours)
+    return total / count
 
 
 @torch.no_grad()
