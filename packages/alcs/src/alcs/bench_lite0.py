@@ -35,7 +35,7 @@ def lite0(run: Run) -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         found = compared(run, [
-            Job(Path(folder), LITE0, run.seed, arm, gain, "normalised")
+            Job(Path(folder), LITE0, run.seed, arm, gain)
             for gain in GAINS
             for arm in (ADMM, ONE_SHOT, UNIFORM)
         ])  # fmt: skip

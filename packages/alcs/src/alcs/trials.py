@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from alcs.baselines import ARMS
+from alcs.comparing import MIN_DENSITY
 from alcs.finetuning import recalibrate_bn
 from alcs.images import open_images
 from alcs.importance import Importance
@@ -34,7 +35,7 @@ from alcs.projection import BudgetProjection
 from alcs.proposing import Proposer
 from alcs.pruner import Pruner
 from alcs.subject import Subject, open_subject
-from alcs.training import accuracy, agreement, loss_gradients, run_admm, run_finetune
+from alcs.training import accuracy, agreement, divergence, run_admm, run_finetune, usual_rho
 from effcv import data
 from effcv.data.scenes import Scenes
 from effcv.runtime import training
@@ -62,6 +63,9 @@ class Task:
         batch: Images a step.
         lr: Learning rate of dense training and of fine-tuning, at the start.
         admm_lr: That of ADMM.
+        rho: Of ADMM's first cycle, by `alcs.training.usual_rho`.
+        rho_growth: Its factor after each cycle.
+        importance: Of groups.
         timed: Images a call where latency is measured: several, where the call's own cost would
             count beside the network.
     """
@@ -79,13 +83,16 @@ class Task:
     batch: int = 64
     lr: float = 0.1
     admm_lr: float = 0.05
+    rho: float = 0.3
+    rho_growth: float = 1.6
+    importance: Importance = "raw"
     timed: int = 16
 
 
 FASHION = Task("fashion", (1, 1, 28, 28), 10, 20_000, 10_000)
 SCENES = Task("scenes", (1, 3, 32, 32), 8, 12_800, 10_000)
 LITE0 = Task(
-    "lite0", (1, 3, 224, 224), 1000, train=128, test=24, dense=0, images=960, admm=240, cycles=3,
+    "lite0", (1, 3, 224, 224), 1000, train=128, test=24, dense=0, images=480, admm=240, cycles=3,
     part=80, batch=16, lr=0.01, admm_lr=0.005, timed=1,
 )  # fmt: skip
 
@@ -100,7 +107,6 @@ class Job:
         seed: Of weights and of the order of images.
         arm: Name of the arm; of dense networks "".
         gain: Times faster than dense.
-        importance: Of groups.
         target_ms: Predicted latency that ADMM trains for.
     """
 
@@ -109,7 +115,6 @@ class Job:
     seed: int
     arm: str = ""
     gain: float = 1.0
-    importance: Importance = "raw"
     target_ms: float = 0.0
 
     @property
@@ -234,29 +239,31 @@ def profile(job: Job, *, groups: tuple[int, ...]) -> None:
     ).save(job.table)
 
 
-def proposer_of(job: Job, *, rule: str = "one_shot", group: int = 4) -> Proposer:
+def proposer_of(
+    job: Job, *, rule: str = "one_shot", group: int = 4, min_density: float = MIN_DENSITY
+) -> Proposer:
     """Returns what prunes the network of a job: trained by ADMM if it was, else the dense one.
 
     Args:
         job: With the table that `profile` wrote.
         rule: In `alcs.baselines.ARMS`.
         group: G.
+        min_density: Least share of a layer's groups that stays.
     """
-    subject, gradients = trained(job)
     table = LatencyTable.load(job.table)
     projection = BudgetProjection(
-        table, job.target_ms or table.dense_ms, groups=(group,), importance=job.importance,
-        rule=ARMS[rule],
+        table, job.target_ms or table.dense_ms, groups=(group,), importance=job.task.importance,
+        min_density=min_density, rule=ARMS[rule],
     )  # fmt: skip
-    return Proposer(subject, projection, threads=1, batch=job.task.timed, gradients=gradients)
+    return Proposer(trained(job), projection, threads=1, batch=job.task.timed)
 
 
-def trained(job: Job) -> tuple[Subject, dict[str, Tensor]]:
-    """Returns the network of a job, by ADMM if that has run, else dense, and its gradients."""
-    held = torch.load(job.start if job.start.exists() else job.dense, weights_only=True)
+def trained(job: Job) -> Subject:
+    """Returns the network of a job, by ADMM if that has run, else dense."""
+    path = job.start if job.start.exists() else job.dense
     subject = subject_of(job.task)
-    subject.module.load_state_dict(held["state"])
-    return subject, held["gradients"]
+    subject.module.load_state_dict(torch.load(path, weights_only=True))
+    return subject
 
 
 def train_dense(job: Job) -> list[float]:
@@ -270,7 +277,7 @@ def train_dense(job: Job) -> list[float]:
             subject.module.load_state_dict(small_vgg(task.shape[1], task.classes).state_dict())
             pruner = Pruner(subject.module, lr=task.lr, schedule="cosine", weight_decay=1e-4)
             _fit(pruner, job, job.stream(task.part), task.dense // task.part, folder)
-        _save(job, job.dense, subject)
+        torch.save(subject.module.state_dict(), job.dense)
         return scores(job, subject.module)
 
 
@@ -278,17 +285,19 @@ def train_admm(job: Job) -> list[float]:
     """Trains a dense network under a budget; returns ||W - Z|| / ||W|| by epoch."""
     with _one_thread() as folder:
         task, proposer = job.task, proposer_of(job)
+        cycle = task.admm // task.cycles
+        rho = task.rho * usual_rho(task.admm_lr, steps=-(-cycle // task.batch))
         admm, _ = run_admm(
-            proposer.subject, proposer.projection, job.stream(task.admm // task.cycles),
-            out=folder, epochs=task.cycles, lr=task.admm_lr, batch_size=task.batch,
-            teacher=job.teacher, threads=1, seed=job.seed, progress=False,
+            proposer.subject, proposer.projection, job.stream(cycle), out=folder,
+            epochs=task.cycles, lr=task.admm_lr, rho=rho, rho_growth=task.rho_growth,
+            batch_size=task.batch, teacher=job.teacher, threads=1, seed=job.seed, progress=False,
         )  # fmt: skip
-        _save(job, job.start, proposer.subject)
+        torch.save(proposer.subject.module.state_dict(), job.start)
         return [residuals.distance for residuals in admm.history]
 
 
-def finetune(job: Job, kept: Mapping[str, Tensor] | nn.Module) -> list[float]:
-    """Trains what stays of a network and returns its scores.
+def finetune(job: Job, kept: Mapping[str, Tensor] | nn.Module) -> tuple[list[float], list[float]]:
+    """Trains what stays of a network and returns its scores and divergences.
 
     Args:
         job: Whose file holds the weights; what ADMM has spent is left out of the images.
@@ -301,28 +310,36 @@ def finetune(job: Job, kept: Mapping[str, Tensor] | nn.Module) -> list[float]:
         if isinstance(kept, nn.Module):
             recalibrate_bn(kept, DataLoader(stream, task.batch))
             _fit(Pruner(kept, lr=task.lr, schedule="cosine"), job, stream, epochs, folder)
-            return scores(job, kept)
-        subject, _ = trained(job)
+            return scores(job, kept), divergences(job, kept)
+        subject = trained(job)
         masks = Masks({name: subject.weight(name) for name in kept}, kept)
         run_finetune(
             subject, masks, stream, out=folder, epochs=epochs, lr=task.lr, batch_size=task.batch,
             teacher=job.teacher, threads=1, seed=job.seed, progress=False,
         )  # fmt: skip
-        return scores(job, subject.module)
+        return scores(job, subject.module), divergences(job, subject.module)
 
 
 def scores(job: Job, module: nn.Module) -> list[float]:
     """Returns in per cent the accuracy; without labels, of each photograph the agreement."""
     if not job.teacher:
         return [100 * accuracy(module, images_of(job.task, job.folder)[1])]
+    return [100 * agreement(module, job.teacher, crops) for crops in _tests(job.task)]
+
+
+def divergences(job: Job, module: nn.Module) -> list[float]:
+    """Returns that from the teacher in nats, of each photograph; with labels none."""
+    if not job.teacher:
+        return []
+    return [divergence(module, job.teacher, crops) for crops in _tests(job.task)]
+
+
+def _tests(task: Task) -> list[Dataset[Any]]:
+    """Returns crops of each photograph that is not trained on."""
     count = len(data.load("photos", split="test"))  # type: ignore[arg-type]
-    crops = _photographs(job.task, "test", count * (job.task.test + 1), 0)
-    return [
-        100 * agreement(
-            module, job.teacher, Subset(crops, range(count + i, count * (job.task.test + 1), count))
-        )
-        for i in range(count)
-    ]  # fmt: skip
+    crops = _photographs(task, "test", count * (task.test + 1), 0)
+    every = range(count, count * (task.test + 1))  # the first of each is its centre, not a crop
+    return [Subset(crops, every[i::count]) for i in range(count)]
 
 
 def _fit(pruner: Pruner, job: Job, stream: Dataset[Any], epochs: int, folder: Path) -> None:
@@ -331,14 +348,6 @@ def _fit(pruner: Pruner, job: Job, stream: Dataset[Any], epochs: int, folder: Pa
         threads=1, device="cpu", progress=False,
     )  # fmt: skip
     pruner.module.eval()
-
-
-def _save(job: Job, path: Path, subject: Subject) -> None:
-    """Writes weights, and the gradients that the importance "taylor" asks for."""
-    gradients = {}
-    if not job.teacher:
-        gradients = loss_gradients(subject, job.stream(64 * job.task.batch), seed=job.seed)
-    torch.save({"state": subject.module.state_dict(), "gradients": gradients}, path)
 
 
 @contextmanager
