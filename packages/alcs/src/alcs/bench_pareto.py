@@ -1,9 +1,9 @@
 """The bench case on accuracy at equal latency: ADMM beside the other ways to prune.
 
 A small network learns Fashion-MNIST and drawn colour scenes. Every arm then brings it to a share of
-its dense latency, *measured* beside the dense network (`alcs.meeting`), and trains on as many
-images; ADMM sees some of them before its densities are fixed. Five seeds, each with a dense network
-that all arms start from.
+its dense latency, *measured* in the same rounds as the others (`alcs.together`), and trains on as
+many images; ADMM sees some of them before its densities are fixed. Five seeds, each with a dense
+network that all arms start from.
 """
 
 from __future__ import annotations

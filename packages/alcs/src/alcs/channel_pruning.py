@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -52,51 +51,6 @@ def channel_pruned(module: nn.Module, example: Tensor, *, ratio: float) -> nn.Mo
     except (RuntimeError, ValueError, AttributeError, KeyError) as error:
         raise DataError(f"Torch-Pruning cannot prune this module's channels: {error}") from error
     return pruned.train(module.training)
-
-
-def channels_within(
-    module: nn.Module,
-    example: Tensor,
-    budget_ms: float,
-    measure: Callable[[nn.Module], float],
-    *,
-    steps: int = 7,
-    between: tuple[float, float] = (0.0, 1.0),
-) -> tuple[nn.Module, float]:
-    """Bisects the ratio until the pruned module takes the budget.
-
-    Args:
-        module: Stays as it is.
-        example: (1, C, H, W).
-        budget_ms: Time that the pruned module may take.
-        measure: Gives a module's latency in milliseconds, measured or predicted.
-        steps: Of bisection, each with one measurement.
-        between: Ratios to look between, where one knows them.
-
-    Returns:
-        The largest module found within the budget, and its ratio.
-
-    Raises:
-        ArgumentError: No ratio tried meets the budget.
-    """
-    low, high = between
-    found: tuple[nn.Module, float] | None = None
-    least = float("inf")
-    for _ in range(steps):
-        ratio = (low + high) / 2
-        pruned = channel_pruned(module, example, ratio=ratio)
-        latency = measure(pruned)
-        least = min(least, latency)
-        if latency <= budget_ms:
-            high, found = ratio, (pruned, ratio)
-        else:
-            low = ratio
-    if found is None:
-        raise ArgumentError(
-            f"channel pruning reaches {least:.4g} ms, expected a budget of at least that, "
-            f"found {budget_ms:.4g} ms"
-        )
-    return found
 
 
 def outputs_of(module: nn.Module, example: Tensor) -> list[nn.Module]:

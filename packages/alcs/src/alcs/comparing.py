@@ -10,24 +10,21 @@ import gc
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
 from effcv.bench import Run, usable_cores
-from effcv.errors import ArgumentError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from alcs.meeting import Reading
-    from alcs.proposing import Proposer
+    from alcs.plan import Program
+    from alcs.together import Search
     from alcs.trials import Job, Task
 
 MIN_DENSITY = 0.05  # with less, layers of high energy leave others nothing to learn with
 ROUNDS = 15  # samples of each network that is measured
-STEPS = 6  # of the bisection of channels
-NEAR = 0.06  # of the ratio of another seed, where two steps less find one more finely
+MOST = 0.95  # of the channels that may go
 
 
 @dataclass(frozen=True)
@@ -67,12 +64,12 @@ class Pruned:
 
     Attributes:
         kept: Masks by layer, or a network without the removed channels.
-        reading: Of the clock.
-        found_at: Predicted latency that it was made for; of channels, the share that went.
+        share: Its latency, of that of the dense network beside it.
+        found_at: The target of its search.
     """
 
     kept: Mapping[str, Tensor] | nn.Module
-    reading: Reading
+    share: float
     found_at: float
 
 
@@ -125,24 +122,35 @@ class Comparison:
         sizes = tuple(sorted({ARMS[job.arm].group for job in self.jobs}))
         for job in {job.task: job for job in self.jobs}.values():
             profile(job, groups=sizes)
-        found = self._pruned(self.jobs)
-        under = [
-            replace(job, target_ms=found[job].found_at) for job in self.jobs if ARMS[job.arm].admm
-        ]
-        for job, distances in self._trained(train_admm, under):
+        for job, distances in self._trained(train_admm, self._under()):
             self._say(job, f"distance to the budget {distances[0]:.2f}, then {distances[-1]:.2f}")
-        again = self._pruned(under)
-        self._finetune(found | {replace(job, target_ms=0.0): again[job] for job in under})
+        self._finetune(self._pruned())
 
-    def _pruned(self, jobs: Sequence[Job]) -> dict[Job, Pruned]:
-        """Brings networks to their budgets; each search begins where that of another seed ended."""
+    def _under(self) -> list[Job]:
+        """Returns the jobs of ADMM, with the predicted latency that measures as it should.
+
+        That of a dense network, of the first seed: the trained ones are searched for anew.
+        """
+        targets: dict[tuple[Task, float], float] = {}
+        jobs = [job for job in self.jobs if ARMS[job.arm].admm]
+        for job in jobs:
+            if (job.task, job.gain) not in targets:
+                targets[job.task, job.gain] = pruned([job])[job].found_at
+        return [replace(job, target_ms=targets[job.task, job.gain]) for job in jobs]
+
+    def _pruned(self) -> dict[Job, Pruned]:
+        """Brings all networks to their latencies, those of a seed together."""
+        sets: dict[tuple[Task, int, float], list[Job]] = {}
+        for job in self.jobs:
+            sets.setdefault((job.task, job.seed, job.gain), []).append(job)
         ends: dict[tuple[Task, str, float], float] = {}
         found = {}
-        for job in jobs:
-            where = (job.task, job.arm, job.gain)
-            found[job] = pruned(job, near=ends.get(where, job.target_ms))
-            ends[where] = found[job].found_at
-        return found
+        for jobs in sets.values():
+            near = {job: ends.get((job.task, job.arm, job.gain), 0.0) for job in jobs}
+            for job, result in pruned(jobs, near=near).items():
+                found[job] = result
+                ends[job.task, job.arm, job.gain] = result.found_at
+        return {job: found[job] for job in self.jobs}
 
     def _finetune(self, found: Mapping[Job, Pruned]) -> None:
         from alcs.trials import finetune
@@ -150,7 +158,7 @@ class Comparison:
         kept = [result.kept for result in found.values()]
         finished = self._trained(finetune, list(found), kept)
         for (job, grades), result in zip(finished, found.values(), strict=True):
-            point = Point(1 / result.reading.gain, *grades)
+            point = Point(result.share, *grades)
             self.points.setdefault((job.task.name, job.arm, job.gain), []).append(point)
             self._say(job, f"{point.share:.3f} of the dense latency, {point.score:.2f} %")
 
@@ -201,56 +209,55 @@ def compared(run: Run, jobs: Sequence[Job]) -> Comparison:
     return found
 
 
-def pruned(job: Job, *, near: float = 0.0) -> Pruned:
-    """Brings the network of a job to its share of the dense latency, by the clock.
+def pruned(jobs: Sequence[Job], *, near: Mapping[Job, float] | None = None) -> dict[Job, Pruned]:
+    """Brings networks to their share of the dense latency, by the clock.
 
     Args:
-        job: The arm.
+        jobs: Arms of one task and gain.
         near: Where to begin, `Pruned.found_at` of a job like it; 0 where none is known.
+    """
+    from alcs.together import beside, search_together
+    from alcs.trials import proposer_of
+
+    task, gain = jobs[0].task, jobs[0].gain
+    searches = {job.arm: _search(job, near[job] if near else 0.0) for job in jobs}
+    timed = beside(proposer_of(jobs[0]).dense, threads=1, batch=task.timed, rounds=ROUNDS)
+    found = search_together(searches, 1 / gain, timed)
+    return {
+        job: Pruned(found[job.arm].kept, found[job.arm].share / gain, found[job.arm].target)
+        for job in jobs
+    }
+
+
+def _search(job: Job, near: float) -> Search:
+    """Returns the search for an arm's network; its targets are predicted milliseconds.
+
+    Those of channels are what the work would be if every layer lost the same share of them.
     """
     import torch
 
-    from alcs.allocation import InfeasibleBudgetError
-    from alcs.meeting import ROUNDING, Goal
-    from alcs.trials import proposer_of
-
-    arm = ARMS[job.arm]
-    proposer = proposer_of(job, rule=arm.rule, group=arm.group, min_density=arm.min_density)
-    if job.arm == CHANNELS:
-        return _without_channels(job, proposer, near)
-    goal = Goal(speedup=job.gain)
-    clock = proposer.clock(rounds=ROUNDS)
-    try:
-        meeting = proposer.meet(goal, target_ms=near or None, clock=clock)
-    except InfeasibleBudgetError as error:  # the clock may say otherwise than the prediction
-        meeting = proposer.meet(goal, target_ms=error.reachable_ms * (1 + ROUNDING), clock=clock)
-    masks = {name: torch.from_numpy(mask) for name, mask in meeting.proposal.masks.items()}
-    return Pruned(masks, meeting.reading, meeting.target_ms)
-
-
-def _without_channels(job: Job, proposer: Proposer, near: float) -> Pruned:
-    """Removes channels until what is left, dense, takes the job's share of the latency."""
-    from alcs.channel_pruning import channels_within
+    from alcs.channel_pruning import channel_pruned
     from alcs.choosing import tuned
     from alcs.sources import open_program
+    from alcs.together import Search
+    from alcs.trials import proposer_of, table_of, trained
 
-    clock = proposer.clock(rounds=ROUNDS)
-    readings: dict[nn.Module, Reading] = {}
-    dense_ms = proposer.projection.table.dense_ms
+    arm = ARMS[job.arm]
 
-    def latency_ms(module: nn.Module) -> float:
-        program = open_program(module, input_shape=job.task.shape)
-        readings[module] = reading = clock(tuned(program, num_threads=1))
-        return dense_ms / reading.gain
+    def masked(target_ms: float) -> tuple[Program, Mapping[str, Tensor]]:
+        proposer = proposer_of(job, rule=arm.rule, group=arm.group, min_density=arm.min_density)
+        proposal = proposer.propose(target_ms)
+        return proposal.program, {n: torch.from_numpy(m) for n, m in proposal.masks.items()}
 
-    module, example = proposer.subject.module, proposer.subject.example()
-    search = partial(channels_within, module, example, dense_ms / job.gain, latency_ms)
-    try:
-        between = (near - NEAR, min(near + NEAR, 1.0)) if near else (0.0, 1.0)
-        smaller, ratio = search(steps=STEPS - 2 if near else STEPS, between=between)
-    except ArgumentError:  # not near, after all
-        smaller, ratio = search(steps=STEPS)
-    return Pruned(smaller, readings[smaller], ratio)
+    def narrowed(work: float) -> tuple[Program, nn.Module]:
+        subject = trained(job)
+        ratio = min(max(1 - work**0.5, 0.0), MOST)
+        module = channel_pruned(subject.module, subject.example(), ratio=ratio)
+        return tuned(open_program(module, input_shape=job.task.shape), num_threads=1), module
+
+    if job.arm == CHANNELS:
+        return Search(narrowed, near or 1 / job.gain)
+    return Search(masked, near or table_of(job).dense_ms / job.gain)
 
 
 def mean(values: Sequence[float]) -> float:

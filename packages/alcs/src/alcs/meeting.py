@@ -174,7 +174,7 @@ def meet(
         everything = all(part.dense for part in proposal.allocation.shares.values())
         if share <= 1 and (share >= ENOUGH or everything):
             break
-        target = _next_target(history)
+        target = next_target(history)
     kept = [meeting for meeting in tried if meeting.met]
     best = (
         max(kept, key=lambda m: m.proposal.predicted_ms)
@@ -184,7 +184,7 @@ def meet(
     return dataclasses.replace(best, attempts=history)
 
 
-def _next_target(history: Sequence[tuple[float, float]]) -> float:
+def next_target(history: Sequence[tuple[float, float]]) -> float:
     """Returns the target whose share should be `MARGIN`.
 
     By the line through the last two attempts, for part of the time is in no prediction (Python's

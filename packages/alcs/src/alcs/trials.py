@@ -250,12 +250,17 @@ def proposer_of(
         group: G.
         min_density: Least share of a layer's groups that stays.
     """
-    table = LatencyTable.load(job.table)
+    table = table_of(job)
     projection = BudgetProjection(
         table, job.target_ms or table.dense_ms, groups=(group,), importance=job.task.importance,
         min_density=min_density, rule=ARMS[rule],
     )  # fmt: skip
     return Proposer(trained(job), projection, threads=1, batch=job.task.timed)
+
+
+def table_of(job: Job) -> LatencyTable:
+    """Returns the latency table that `profile` wrote."""
+    return LatencyTable.load(job.table)
 
 
 def trained(job: Job) -> Subject:
