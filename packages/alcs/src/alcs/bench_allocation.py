@@ -23,7 +23,7 @@ ROOMS = (0.1, 0.25, 0.5, 0.75)  # between the fastest and the dense network
 SHAPES = ("concave", "convex", "jumpy")
 
 
-@case("allocation", budget_s={"smoke": 4, "quick": 10, "claims": 30, "full": 30})
+@case("allocation", budget_s={"smoke": 4, "quick": 10, "claims": 15, "full": 15})
 def allocation(run: Run) -> None:
     """Energy kept within a room against the optimum; the projection of a 25 M network."""
     _small(run, problems=10 if run.profile == "smoke" else 50)

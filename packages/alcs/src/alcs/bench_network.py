@@ -62,7 +62,7 @@ RESNET = Subject("ResNet-18", _resnet, {0.8: 3.5})
 LITE = Subject("EfficientNet-Lite0, trained weights", _lite, {0.8: None, 0.9: None})
 
 
-@case("network", budget_s={"quick": 30, "claims": 320, "full": 320})
+@case("network", budget_s={"quick": 30, "claims": 300, "full": 300})
 def network(run: Run) -> None:
     """Whole networks, sparse and dense, beside onnxruntime, OpenVINO, torch and DeepSparse."""
     from effcv.errors import DependencyError
