@@ -51,9 +51,11 @@ def test_a_target_that_cannot_be_reached_becomes_the_least_that_can():
             raise InfeasibleBudgetError("cannot", reachable_ms=0.3)
         return proposed(target)
 
-    found = search_together({"a": Search(at_least, 0.25)}, 0.25, clock({"a": 1.0}))
+    search = Search(at_least, 0.25)
+    found = search_together({"a": search}, 0.25, clock({"a": 1.0}))
     assert found["a"].target == pytest.approx(0.3)
     assert found["a"].share == pytest.approx(1.2)
+    assert len(search.attempts) == 1  # it is not made again
 
 
 def test_of_attempts_that_all_miss_the_nearest_in_common_rounds_is_taken():

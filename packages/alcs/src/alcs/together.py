@@ -66,6 +66,8 @@ class Search:
             program, kept = self.propose(target)
         except InfeasibleBudgetError as error:
             target = error.reachable_ms * (1 + ROUNDING)
+            if any(tried.target <= target for tried in self.attempts):
+                return  # the least has been tried
             program, kept = self.propose(target)
         self.attempts.append(Attempt(target, program, kept))
 

@@ -151,7 +151,8 @@ def run_finetune(
         epochs: In all.
         lr: Learning rate at the start.
         batch_size: Images a step and process.
-        teacher: The dense network to distil from, where there are no labels.
+        teacher: The dense network to distil from, where there are no labels; BatchNorm is then
+            measured relative to it, see `recalibrate_bn`.
         seed: Of the order of the images.
         options: As for `run_admm`.
 
@@ -198,11 +199,12 @@ def loss_gradients(
     weights = {name: subject.weight(name) for name in subject.layers}
     totals = {name: torch.zeros_like(weight) for name, weight in weights.items()}
     count, random = 0, generator(seed, "labels")
-    with _eval_mode(subject.module), _eval_mode(teacher or nn.Identity()):
+    with _eval_mode(subject.module), _eval_mode(nn.Identity() if teacher is None else teacher):
         for batch in islice(batches(train, batch_size, seed=seed), GRADIENT_BATCHES):
             images = images_of(batch)
-            labelled = (images, _drawn(teacher, images, random)) if teacher else batch
-            loss = pruner.loss(labelled, pruner(images))
+            if teacher is not None:
+                batch = images, _drawn(teacher, images, random)
+            loss = pruner.loss(batch, pruner(images))
             found = torch.autograd.grad(loss, list(weights.values()))
             for total, gradient in zip(totals.values(), found, strict=True):
                 total.addcmul_(gradient, gradient)

@@ -93,7 +93,7 @@ FASHION = Task("fashion", (1, 1, 28, 28), 10, 20_000, 10_000)
 SCENES = Task("scenes", (1, 3, 32, 32), 8, 12_800, 10_000)
 LITE0 = Task(
     "lite0", (1, 3, 224, 224), 1000, train=128, test=24, dense=0, images=480, admm=240, cycles=3,
-    part=80, batch=16, lr=0.01, admm_lr=0.005, timed=1,
+    part=80, batch=16, lr=0.01, admm_lr=0.005, importance="normalised", timed=1,
 )  # fmt: skip
 
 
