@@ -4,7 +4,7 @@ It is pruned to shares of its measured dense latency and learns from its dense s
 crops of photographs. What counts is how often both name the same of a thousand classes for crops of
 photographs that were not trained on; the photographs are few, and the intervals are over them.
 
-Energies are normalised by layer: those of trained layers followed by BatchNorm cannot be compared.
+Importance is layer-adaptive: energies of trained layers followed by BatchNorm cannot be compared.
 """
 
 from __future__ import annotations

@@ -18,12 +18,13 @@ from effcv.bench import Run, usable_cores
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from alcs.importance import Importance
     from alcs.plan import Program
     from alcs.together import Search
     from alcs.trials import Job, Task
 
 MIN_DENSITY = 0.05  # with less, layers of high energy leave others nothing to learn with
-ROUNDS = 15  # samples of each network that is measured
+ROUNDS = 20  # samples of each network that is measured
 MOST = 0.95  # of the channels that may go
 
 
@@ -35,12 +36,15 @@ class Arm:
         rule: In `alcs.baselines.ARMS`; channels do without.
         group: G.
         min_density: Least share of a layer's groups that stays.
+        importance: Of groups; None for the task's. Rules that have a score of their own take raw
+            energies, as they were published.
         admm: Whether ADMM trains before.
     """
 
     rule: str = "one_shot"
     group: int = 4
     min_density: float = MIN_DENSITY
+    importance: Importance | None = None
     admm: bool = False
 
 
@@ -50,9 +54,9 @@ ARMS = {
     ADMM: Arm(admm=True),
     ONE_SHOT: Arm(),
     UNIFORM: Arm("uniform"),
-    "global magnitude": Arm("global_magnitude"),
+    "global magnitude": Arm("global_magnitude", importance="raw"),
     FLOPS: Arm("flops_proxy"),
-    "LAMP": Arm("lamp"),
+    "LAMP": Arm("lamp", importance="raw"),
     "unstructured": Arm(group=1, min_density=0.01),  # with more it cannot be as fast as 1/4
     CHANNELS: Arm(),
 }
@@ -245,7 +249,10 @@ def _search(job: Job, near: float) -> Search:
     arm = ARMS[job.arm]
 
     def masked(target_ms: float) -> tuple[Program, Mapping[str, Tensor]]:
-        proposer = proposer_of(job, rule=arm.rule, group=arm.group, min_density=arm.min_density)
+        proposer = proposer_of(
+            job, rule=arm.rule, group=arm.group, min_density=arm.min_density,
+            importance=arm.importance,
+        )  # fmt: skip
         proposal = proposer.propose(target_ms)
         return proposal.program, {n: torch.from_numpy(m) for n, m in proposal.masks.items()}
 

@@ -15,6 +15,7 @@ from alcs.meeting import ENOUGH, ROUNDING, next_target
 from alcs.plan import Program
 
 ATTEMPTS = 5
+FINALISTS = 2  # attempts of each network that are timed once more
 AIM = (1 + ENOUGH) / 2  # of the limit: among networks off the range the nearest to it is taken
 
 Timed = Callable[[Mapping[str, Program]], Mapping[str, float]]  # shares of the dense latency
@@ -71,9 +72,9 @@ class Search:
             program, kept = self.propose(target)
         self.attempts.append(Attempt(target, program, kept))
 
-    def nearest(self) -> Attempt:
-        """Returns the attempt whose share is nearest to `AIM`."""
-        return min(self.attempts, key=lambda tried: abs(tried.share - AIM))
+    def finalists(self) -> list[Attempt]:
+        """Returns the attempts whose shares are nearest to `AIM`."""
+        return sorted(self.attempts, key=_miss)[:FINALISTS]
 
 
 def search_together(
@@ -90,7 +91,7 @@ def search_together(
         attempts: Of each, at most.
 
     Returns:
-        Of each search the attempt nearest to the limit, in rounds that time all attempts of all.
+        Of each search the attempt nearest to the limit, in rounds that time the finalists of all.
     """
     for _ in range(attempts):
         for search in searches.values():
@@ -101,11 +102,16 @@ def search_together(
             search.attempts[-1].share = shares[name] / limit
         if all(search.settled for search in searches.values()):
             break
-    tried = {(n, i): a for n, s in searches.items() for i, a in enumerate(s.attempts)}
-    shares = timed({f"{name} {i}": attempt.program for (name, i), attempt in tried.items()})
-    for (name, i), attempt in tried.items():
-        attempt.share = shares[f"{name} {i}"] / limit
-    return {name: search.nearest() for name, search in searches.items()}
+    best = {name: search.finalists() for name, search in searches.items()}
+    tried = {f"{name} {place}": a for name, some in best.items() for place, a in enumerate(some)}
+    shares = timed({name: attempt.program for name, attempt in tried.items()})
+    for name, attempt in tried.items():
+        attempt.share = shares[name] / limit
+    return {name: min(some, key=_miss) for name, some in best.items()}
+
+
+def _miss(attempt: Attempt) -> float:
+    return abs(attempt.share - AIM)
 
 
 def beside(dense: Program, *, threads: int, batch: int = 1, rounds: int = 15) -> Timed:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as nnf
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
@@ -65,6 +66,7 @@ class Task:
         admm_lr: That of ADMM.
         rho: Of ADMM's first cycle, by `alcs.training.usual_rho`.
         rho_growth: Its factor after each cycle.
+        tighten: First cycles in which the budget falls from the dense time.
         importance: Of groups.
         timed: Images a call where latency is measured: several, where the call's own cost would
             count beside the network.
@@ -76,7 +78,7 @@ class Task:
     train: int
     test: int
     dense: int = 40_000
-    images: int = 24_000
+    images: int = 32_000
     admm: int = 6_000
     cycles: int = 6
     part: int = 2_000
@@ -85,15 +87,16 @@ class Task:
     admm_lr: float = 0.05
     rho: float = 0.3
     rho_growth: float = 1.6
-    importance: Importance = "raw"
-    timed: int = 16
+    tighten: int = 4
+    importance: Importance = "lamp"
+    timed: int = 64
 
 
-FASHION = Task("fashion", (1, 1, 28, 28), 10, 20_000, 10_000)
+FASHION = Task("fashion", (1, 1, 32, 32), 10, 20_000, 10_000)
 SCENES = Task("scenes", (1, 3, 32, 32), 8, 12_800, 10_000)
 LITE0 = Task(
     "lite0", (1, 3, 224, 224), 1000, train=128, test=24, dense=0, images=480, admm=240, cycles=3,
-    part=80, batch=16, lr=0.01, admm_lr=0.005, importance="normalised", timed=1,
+    part=80, batch=16, lr=0.01, admm_lr=0.005, tighten=1, timed=1,
 )  # fmt: skip
 
 
@@ -191,7 +194,7 @@ def draw(task: Task, folder: Path) -> None:
 
 
 def _tensors(task: Task, split: data.Split) -> tuple[Tensor, Tensor]:
-    """Returns uint8 images (N, C, H, W) and labels (N,)."""
+    """Returns uint8 images (N, C, H, W) with borders of 0 up to the task's size, labels (N,)."""
     count = task.train if split == "train" else task.test
     source: Any
     if task.name == FASHION.name:
@@ -199,7 +202,8 @@ def _tensors(task: Task, split: data.Split) -> tuple[Tensor, Tensor]:
     else:
         source = Scenes("class", count, split=split, size=32, stuff="drawn", cue="local")
     images, labels = zip(*(source[i] for i in range(count)), strict=True)
-    return torch.stack(images), torch.tensor(labels)
+    border = (task.shape[-1] - images[0].shape[-1]) // 2
+    return nnf.pad(torch.stack(images), (border,) * 4), torch.tensor(labels)
 
 
 @lru_cache(maxsize=1)
@@ -240,7 +244,12 @@ def profile(job: Job, *, groups: tuple[int, ...]) -> None:
 
 
 def proposer_of(
-    job: Job, *, rule: str = "one_shot", group: int = 4, min_density: float = MIN_DENSITY
+    job: Job,
+    *,
+    rule: str = "one_shot",
+    group: int = 4,
+    min_density: float = MIN_DENSITY,
+    importance: Importance | None = None,
 ) -> Proposer:
     """Returns what prunes the network of a job: trained by ADMM if it was, else the dense one.
 
@@ -249,11 +258,12 @@ def proposer_of(
         rule: In `alcs.baselines.ARMS`.
         group: G.
         min_density: Least share of a layer's groups that stays.
+        importance: Of groups, by default the task's.
     """
     table = table_of(job)
     projection = BudgetProjection(
-        table, job.target_ms or table.dense_ms, groups=(group,), importance=job.task.importance,
-        min_density=min_density, rule=ARMS[rule],
+        table, job.target_ms or table.dense_ms, groups=(group,),
+        importance=importance or job.task.importance, min_density=min_density, rule=ARMS[rule],
     )  # fmt: skip
     return Proposer(trained(job), projection, threads=1, batch=job.task.timed)
 
@@ -295,6 +305,7 @@ def train_admm(job: Job) -> list[float]:
         admm, _ = run_admm(
             proposer.subject, proposer.projection, job.stream(cycle), out=folder,
             epochs=task.cycles, lr=task.admm_lr, rho=rho, rho_growth=task.rho_growth,
+            tighten=task.tighten,
             batch_size=task.batch, teacher=job.teacher, threads=1, seed=job.seed, progress=False,
         )  # fmt: skip
         torch.save(proposer.subject.module.state_dict(), job.start)
