@@ -147,6 +147,32 @@ def test_it_starts_at_the_projection_after_one_dual_update():
     assert not admm.converged()
 
 
+def test_a_tightening_budget_falls_by_a_cubic_and_is_met_in_the_end():
+    projection = BudgetProjection(table("a", "b"), 2.0)  # 5 ms when dense
+    first = projection.tightening(3)
+    assert [p.budget_ms for p in first] == pytest.approx(
+        [2 + 3 * left**3 for left in (0.75, 0.5, 0.25)]
+    )
+    admm = ADMM(parameters(a=(8, 9), b=(8, 5)), projection, first=first)
+    times = [admm.allocation.latency_ms]
+    for _ in range(6):
+        assert not admm.converged()
+        times.append(admm.epoch_end().latency_ms)
+    assert times == sorted(times, reverse=True)
+    assert all(
+        1 + t <= p.budget_ms + 1e-9 for t, p in zip(times, [*first, projection], strict=False)
+    )
+    assert times[2] > times[3]
+    assert projection.tightening(0) == []
+    assert {p.budget_ms for p in BudgetProjection(table("a"), 9.0).tightening(2)} == {9.0}
+
+
+def test_a_budget_that_cannot_be_met_in_the_end_is_refused_at_once():
+    projection = BudgetProjection(table("a"), 1.01)
+    with pytest.raises(InfeasibleBudgetError, match=r"1\.01 ms cannot be met"):
+        ADMM(parameters(a=(8, 9)), projection, first=projection.tightening(3))
+
+
 def test_when_rho_changes_the_dual_variable_itself_stays():
     admm = ADMM(parameters(a=(8, 8)), TopOfAll(5), rho=0.01, rho_growth=1.3, rho_max=0.014)
     before = {n: admm.rho * dual for n, dual in admm.duals.items()}

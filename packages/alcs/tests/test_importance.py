@@ -43,6 +43,18 @@ def test_normalised_importance_has_the_mean_g_and_forgets_the_scale_of_the_layer
     assert not group_importance(np.zeros_like(weight), 4, "normalised").any()
 
 
+def test_lamp_divides_by_what_is_no_lower_by_hand_and_leaves_every_layer_its_best():
+    weight = np.array([[2.0, 1.0], [0.0, 3.0]], np.float32)
+    assert group_importance(weight, 1, "lamp").tolist() == pytest.approx([4 / 13, 1 / 14, 0, 1])
+    for group in (4, 16):
+        energies = group_importance(WEIGHT, group)
+        scores = group_importance(WEIGHT, group, "lamp")
+        assert np.array_equal(np.argsort(energies), np.argsort(scores))
+        np.testing.assert_allclose(scores, group_importance(7 * WEIGHT, group, "lamp"), rtol=1e-5)
+        assert scores.max() == 1
+    assert not group_importance(np.zeros_like(WEIGHT), 4, "lamp").any()
+
+
 def test_taylor_importance_is_the_sum_of_squares_of_gradient_times_weight_by_hand():
     weight = np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)
     gradient = np.array([[1.0, -1.0], [2.0, 0.5]], np.float32)
@@ -50,7 +62,7 @@ def test_taylor_importance_is_the_sum_of_squares_of_gradient_times_weight_by_han
     assert found.tolist() == [1**2 + 6**2, 2**2 + 2**2]
 
 
-@pytest.mark.parametrize("kind", ["raw", "normalised", "taylor"])
+@pytest.mark.parametrize("kind", ["raw", "normalised", "lamp", "taylor"])
 def test_torch_and_numpy_agree(kind):
     gradient = GRADIENT if kind == "taylor" else None
     found = group_importance(WEIGHT, 4, kind, gradient=gradient)

@@ -117,12 +117,23 @@ def test_stopped_by_sigterm_and_resumed_it_ends_in_the_same_bits(tmp_path, refer
     assert worker.fingerprint(found, admm) == reference
 
 
-def test_so_it_does_by_gradients_of_taylor(tmp_path):
-    straight = worker.train(tmp_path / "straight", taylor=True)
+@pytest.mark.parametrize("how", [{"taylor": True}, {"tighten": 3}], ids=str)
+def test_so_it_does_by_gradients_of_taylor_and_while_the_budget_tightens(tmp_path, how):
+    straight = worker.train(tmp_path / "straight", **how)
     with pytest.raises(Interrupted):
-        worker.train(tmp_path / "stopped", taylor=True, callbacks=[worker.SignalAt(10)])
-    found, admm, _ = worker.train(tmp_path / "stopped", taylor=True, resume=True)
+        worker.train(tmp_path / "stopped", **how, callbacks=[worker.SignalAt(10)])
+    found, admm, _ = worker.train(tmp_path / "stopped", **how, resume=True)
     assert worker.fingerprint(found, admm) == worker.fingerprint(*straight[:2])
+
+
+def test_a_tightening_budget_ends_as_asked_for_or_is_refused(tmp_path):
+    _, admm, _ = worker.train(tmp_path / "run", tighten=4)
+    times = [residuals.latency_ms for residuals in admm.history]
+    assert times == sorted(times, reverse=True)
+    assert times[-2] > 1.2 + 1e-3
+    assert times[-1] <= 1.2 + 1e-9
+    with pytest.raises(ArgumentError, match="over 5 epochs, expected 0 to 4"):
+        worker.train(tmp_path / "refused", tighten=5)
 
 
 def test_killed_outright_and_resumed_it_ends_in_the_same_bits(tmp_path, reference):

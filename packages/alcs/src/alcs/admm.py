@@ -8,7 +8,8 @@ W are the weights, Z (`targets`) their nearest neighbours within the budget, U (
 dual variables. The projection chooses the densities of all layers anew each time, so the budget
 moves to where the training finds it to matter. At the start Z = Proj_C(W), U = 0, followed by one
 dual update; rho = 0.01 and the projection once an epoch are those of the authors' later work (arXiv
-2110.08232), since the paper's own could not be read; growth of rho and the stopping rule are ours.
+2110.08232), since the paper's own could not be read; growth of rho, a budget that tightens over the
+first epochs, and the stopping rule are ours.
 
     admm = ADMM(weights, BudgetProjection(table, budget_ms=4.0))  # parameters by layer
     for epoch in range(60):
@@ -26,7 +27,7 @@ dual update; rho = 0.01 and the projection once an epoch are those of the author
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -97,6 +98,8 @@ class ADMM:
         rho: Of the penalty.
         rho_growth: Factor of rho after each epoch.
         rho_max: Where rho stops growing.
+        first: What projects at the start and after the first epochs, one each, before ``project``
+            does: `alcs.projection.BudgetProjection.tightening`.
         gradients: Of the loss by the weights, each the root mean square over batches, for a
             projection that asks for them; those of the steps of each epoch then take their place.
 
@@ -108,6 +111,7 @@ class ADMM:
 
     Raises:
         ArgumentError: rho is not positive or above ``rho_max``, or it would shrink.
+        InfeasibleBudgetError: The budget cannot be met.
     """
 
     def __init__(
@@ -118,6 +122,7 @@ class ADMM:
         rho: float = 0.01,
         rho_growth: float = 1.0,
         rho_max: float = float("inf"),
+        first: Sequence[Projector] = (),
         gradients: Mapping[str, Tensor] | None = None,
     ) -> None:
         if not (0 < rho <= rho_max and rho < float("inf") and 1 <= rho_growth < float("inf")):
@@ -125,13 +130,15 @@ class ADMM:
                 f"rho is {rho:g}, grows by {rho_growth:g} up to {rho_max:g}; expected numbers "
                 "above 0 and a growth of at least 1"
             )
-        self.weights, self._project = dict(weights), project
+        self.weights, self._project, self._first = dict(weights), project, tuple(first)
         self._rho, self.rho_growth, self.rho_max = rho, rho_growth, rho_max
         self.duals = {name: torch.zeros_like(w.detach()) for name, w in weights.items()}
         self.targets = dict(self.duals)
         self._squares = {n: gradients[n].detach() ** 2 for n in weights} if gradients else None
         self.history: list[Residuals] = []
-        self._update()
+        if first:  # else a budget that cannot be met would be noticed epochs later
+            project.allocate(self.weights, gradients)
+        self._update(0)
 
     @property
     def rho(self) -> float:
@@ -170,7 +177,7 @@ class ADMM:
         """
         self._follow()
         targets, shares = self.targets, self.allocation.shares
-        self._update()
+        self._update(len(self.history) + 1)
         primal = {n: float((w - self.targets[n]).norm()) for n, w in self.weights.items()}
         size = sum(float(w.norm()) ** 2 for w in self.weights.values()) ** 0.5
         now = self.allocation.shares
@@ -196,10 +203,10 @@ class ADMM:
     def converged(self) -> bool:
         """Tells whether the densities have settled and the weights have come near the targets.
 
-        That is: no layer's density changed by 0.005 in any of the last three epochs, and
-        ||W - Z|| < 0.05 ||W||.
+        That is: no layer's density changed by 0.005 in any of the last three epochs, the budget
+        did not tighten in them, and ||W - Z|| < 0.05 ||W||.
         """
-        last = self.history[-SETTLED_EPOCHS:]
+        last = self.history[len(self._first) :][-SETTLED_EPOCHS:]
         settled = all(residuals.density_change < SETTLED_DENSITY for residuals in last)
         near = bool(last) and last[-1].distance < SETTLED_DISTANCE
         return len(last) == SETTLED_EPOCHS and settled and near
@@ -249,15 +256,16 @@ class ADMM:
         self.history = [Residuals(**residuals) for residuals in state["history"]]
 
     @torch.no_grad()
-    def _update(self) -> None:
-        """Z = Proj(W + U), then U = U + W - Z."""
+    def _update(self, epochs: int) -> None:
+        """Z = Proj(W + U), then U = U + W - Z, after so many epochs."""
         self._follow()
+        project = self._first[epochs] if epochs < len(self._first) else self._project
         values = {name: w + self.duals[name] for name, w in self.weights.items()}
         slopes = None
         if self._squares is not None:  # the sum serves as the mean: a common factor decides nothing
             slopes = {name: total.sqrt() for name, total in self._squares.items()}
-        self.allocation = self._project.allocate(values, slopes)
-        kept = self._project.support(values, self.allocation, slopes)
+        self.allocation = project.allocate(values, slopes)
+        kept = project.support(values, self.allocation, slopes)
         self.targets = {name: apply_mask(value, kept[name]) for name, value in values.items()}
         self.duals = {name: value - self.targets[name] for name, value in values.items()}
         for total in (self._squares or {}).values():

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from alcs.allocation import Allocation, Candidate, InfeasibleBudgetError, allocate, allocation_of
+from alcs.importance import layer_adaptive
 from alcs.problem import Integers, Problem, Ranked, prepare
 from alcs.solving import Choices, lagrangian
 from effcv.errors import ArgumentError
@@ -61,9 +62,7 @@ def lamp(candidates: Sequence[Candidate], room_ms: float) -> Allocation:
     """Returns the allocation by layer-adaptive magnitudes (LAMP)."""
 
     def score(_: Candidate, energies: Ranked) -> Scores:
-        ascending = energies.ascending.astype(np.float64)
-        no_lower = np.cumsum(ascending[::-1])[::-1]
-        return np.divide(ascending, no_lower, out=np.zeros_like(ascending), where=no_lower > 0)
+        return layer_adaptive(energies.ascending)
 
     return _above_threshold(candidates, room_ms, score)
 

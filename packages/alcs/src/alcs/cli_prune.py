@@ -136,6 +136,7 @@ def prune(
     lr: Rate = 0.005,
     rho: Rate | None = None,
     rho_growth: Growth = 1.0,
+    tighten: Epochs = 0,
     permute: bool = True,
     source: Source = Source(),
     budget: Budget = Budget(),
@@ -156,6 +157,8 @@ def prune(
         lr: Learning rate of ADMM.
         rho: Weight of ADMM's penalty at the start; by default it fits the steps of an epoch.
         rho_growth: Its factor after each epoch.
+        tighten: First epochs of ADMM in which the budget falls from the dense time to what is asked
+            for; for large gains.
         permute: Bring similar filters together before groups are formed.
     """
     from alcs.recipe import Recipe
@@ -170,7 +173,7 @@ def prune(
         min_density=budget.min_density, max_density=budget.max_density, permute=permute,
         epochs=0 if one_shot else epochs, finetune_epochs=learning.finetune_epochs, lr=lr,
         finetune_lr=learning.finetune_lr, rho=rho,
-        rho_growth=rho_growth, batch_size=learning.batch_size,
+        rho_growth=rho_growth, tighten=0 if one_shot else tighten, batch_size=learning.batch_size,
     )  # fmt: skip
     stages = Stages(common.out or Path(f"{stem_of(model)}-pruned"), common.resume)
     weights = lasting(source.weights) if source.weights else None

@@ -91,7 +91,8 @@ class Budget:
         speedup: Or: times faster than dense.
         table: What `profile` wrote; measured first by default.
         force: Use a table of another machine.
-        importance: What a group is worth: raw (the paper's), normalised or taylor.
+        importance: What a group is worth: raw (the paper's), normalised, lamp (starves no layer) or
+            taylor.
         min_density: Least share of a layer's groups that stays.
         max_density: Largest.
     """
@@ -100,7 +101,7 @@ class Budget:
     speedup: Positive = None
     table: Path | None = None
     force: Switch = False
-    importance: Literal["raw", "normalised", "taylor"] = "raw"
+    importance: Literal["raw", "normalised", "lamp", "taylor"] = "raw"
     min_density: Density = 0.02
     max_density: Density = 1.0
 

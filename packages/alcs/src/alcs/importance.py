@@ -1,9 +1,9 @@
 """What a group is worth, and the candidates that the allocation chooses from.
 
-The projection of ADMM is defined on raw energies, ||V_g||^2. The other two are ablations of the
-field: energies by the mean of their layer, so that layers count alike, and an estimate of what the
-loss gains by the group's absence. By that one the projection is the nearest network, too, in the
-norm that Fisher's information gives.
+The projection of ADMM is defined on raw energies, ||V_g||^2. The others are ablations of the field:
+energies by the mean of their layer, so that layers count alike; by what is left of their layer, so
+that no layer is starved; and an estimate of what the loss gains by the group's absence. By that one
+the projection is the nearest network, too, in the norm that Fisher's information gives.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
 
 Array = TypeVar("Array", npt.NDArray[Any], "torch.Tensor")
-Importance = Literal["raw", "normalised", "taylor"]
+Importance = Literal["raw", "normalised", "lamp", "taylor"]
 Densities = float | Mapping[str, float]
 
 
@@ -36,6 +36,9 @@ def group_importance(
     - ``"raw"``: the energy ||V_g||^2.
     - ``"normalised"``: the energy by the mean energy of one weight of the layer. For one G these
       are the field's e / mean e, but for a factor that all layers share; for several they compare.
+    - ``"lamp"``: the energy by the sum of the layer's energies that are no lower: layer-adaptive
+      magnitude (Lee et al., arXiv 2010.07611) with groups in place of single weights. The highest
+      group of a layer has 1 whatever its norm, so no layer is starved.
     - ``"taylor"``: the sum over the group of (gradient times weight)^2, with the root mean square
       of the gradient over batches: what the loss gains by the group's absence, to second order with
       Fisher's diagonal for the curvature (in the manner of Molchanov et al., arXiv 1906.10771).
@@ -43,7 +46,7 @@ def group_importance(
     Args:
         weight: (O, I, KH, KW) or (O, I).
         group: G.
-        kind: Which of the three.
+        kind: Which of the four.
         gradient: Of the loss, root mean square over batches, of the weight's shape; for
             ``"taylor"`` alone.
 
@@ -61,6 +64,8 @@ def group_importance(
         weight = weight * gradient
     view = group_view(weight, group)  # (O / G, G, I * KH * KW)
     energies: Array = _summed(view * view)
+    if kind == "lamp":
+        return _lamp(energies)
     if kind != "normalised":
         return energies
     mean = float(energies.sum()) / math.prod(weight.shape)
@@ -132,6 +137,22 @@ def _check_measured(table: LatencyTable, layer: LayerLatency, group: int) -> Non
             f"the latency table of {table.model!r} has no times of layer {layer.name!r} with "
             f"groups of {group}, only of {sorted(layer.curves)}; profile with this group size"
         )
+
+
+def layer_adaptive(ascending: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """Returns e / (sum of the energies that are no lower) of ascending energies; 0 where e is."""
+    energies = ascending.astype(np.float64)
+    no_lower = np.cumsum(energies[::-1])[::-1]
+    return np.divide(energies, no_lower, out=np.zeros_like(energies), where=no_lower > 0)
+
+
+def _lamp(energies: Array) -> Array:
+    found = _numpy(energies)
+    order = np.argsort(found)
+    scores = np.empty_like(found)
+    scores[order] = layer_adaptive(found[order])
+    returned: Array = scores if isinstance(energies, np.ndarray) else energies.new_tensor(scores)
+    return returned
 
 
 def _summed(view: Array) -> Array:

@@ -266,7 +266,8 @@ class Pruning:
         admm, _ = run_admm(
             self.subject, projection, lesson.train, lesson.val, out=self.stages.folder / "admm",
             epochs=self.recipe.epochs, lr=self.recipe.lr, rho=self.recipe.rho,
-            rho_growth=self.recipe.rho_growth, **self._training("admm"),
+            rho_growth=self.recipe.rho_growth, tighten=self.recipe.tighten,
+            **self._training("admm"),
         )  # fmt: skip
         return [dataclasses.asdict(residuals) for residuals in admm.history]
 

@@ -33,8 +33,8 @@ def rule_for(name: str, groups: tuple[int, ...], importance: Importance) -> Rule
         raise ArgumentError(f"the rule {name} does not choose among group sizes, expected one")
     if importance == "taylor":
         raise ArgumentError(
-            "importance 'taylor' needs gradients, and so data: use `alcs prune`, or plan with raw "
-            "or normalised"
+            "importance 'taylor' needs gradients, and so data: use `alcs prune`, or plan with "
+            "raw, normalised or lamp"
         )
     return rules[found]
 
@@ -76,7 +76,7 @@ class Plan:
             goal: The budget.
             rule: As for `rule_for`.
             groups: The group sizes to choose from.
-            importance: ``"raw"`` or ``"normalised"``; the third needs data.
+            importance: Any but ``"taylor"``, which needs data.
             min_density: Least share of a layer's groups that stays.
             max_density: Largest.
 

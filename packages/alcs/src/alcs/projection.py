@@ -98,7 +98,7 @@ class BudgetProjection:
         """
         kept = {}
         for name, share in allocation.shares.items():
-            scores = None  # "raw" and "normalised" rank the groups of a layer as their norms do
+            scores = None  # but for "taylor" the groups of a layer rank as their norms do
             if gradients is not None and self.importance == "taylor" and not share.dense:
                 value, slope = (
                     self._ordered(name, values[name]),
@@ -115,6 +115,22 @@ class BudgetProjection:
         """Returns both: `allocate`, then `support`."""
         allocation = self.allocate(values, gradients)
         return allocation, self.support(values, allocation, gradients)
+
+    def tightening(self, epochs: int) -> list[BudgetProjection]:
+        """Returns projections whose budgets fall from the dense time towards this one's.
+
+        They remove what a share of 1 - (1 - k / (epochs + 1))^3 of the gain in time asks for,
+        k = 1 ... epochs: much at first, little at the end, as gradual pruning lets the density fall
+        (Zhu and Gupta, arXiv 1710.01878).
+
+        Args:
+            epochs: How many.
+        """
+        gain_ms = max(self.table.dense_ms - self.budget_ms, 0.0)
+        return [
+            replace(self, budget_ms=self.budget_ms + gain_ms * (1 - k / (epochs + 1)) ** 3)
+            for k in range(1, epochs + 1)
+        ]
 
     def predicted_ms(self, allocation: Allocation) -> float:
         """Returns the predicted time of the whole network with an allocation."""

@@ -28,6 +28,8 @@ class Recipe:
         finetune_lr: Learning rate at the start of fine-tuning.
         rho: Weight of ADMM's penalty in the first epoch; by default `alcs.training.usual_rho`.
         rho_growth: Its factor after each epoch.
+        tighten: First epochs of ADMM in which the budget falls from the dense time to what is asked
+            for.
         batch_size: Images a step and process.
 
     Raises:
@@ -45,6 +47,7 @@ class Recipe:
     finetune_lr: float = 0.005
     rho: float | None = None
     rho_growth: float = 1.0
+    tighten: int = 0
     batch_size: int = 64
 
     def __post_init__(self) -> None:
@@ -59,8 +62,21 @@ class Recipe:
                 raise ArgumentError(f"{name} is {value:g}, expected a positive number")
         if not 1 <= self.rho_growth < math.inf:
             raise ArgumentError(f"rho_growth is {self.rho_growth:g}, expected a factor from 1 on")
+        check_tighten(self.tighten, self.epochs)
         if not 0 <= self.min_density <= self.max_density <= 1:
             raise ArgumentError(
                 f"densities from {self.min_density:g} to {self.max_density:g} were given, expected "
                 "0 <= least <= largest <= 1"
             )
+
+
+def check_tighten(tighten: int, epochs: int) -> None:
+    """Checks that the budget reaches what is asked for before ADMM ends.
+
+    Raises:
+        ArgumentError: It does not.
+    """
+    if not 0 <= tighten <= epochs:
+        raise ArgumentError(
+            f"the budget tightens over {tighten} epochs, expected 0 to {epochs}: those of ADMM"
+        )

@@ -31,6 +31,7 @@ from alcs.finetuning import images_of, recalibrate_bn, same_norms
 from alcs.masks import Masks
 from alcs.projection import BudgetProjection
 from alcs.pruner import MOMENTUM, AdmmCallback, MaskCallback, Pruner, labels_of
+from alcs.recipe import check_tighten
 from alcs.subject import Subject
 from effcv.runtime import training
 from effcv.runtime.data_order import ResumableLoader, SeededSampler
@@ -54,6 +55,7 @@ def run_admm(
     lr: float = 0.005,
     rho: float | None = None,
     rho_growth: float = 1.0,
+    tighten: int = 0,
     batch_size: int = 64,
     weight_decay: float = 1e-4,
     teacher: nn.Module | None = None,
@@ -73,6 +75,7 @@ def run_admm(
         lr: Learning rate, constant.
         rho: Of the penalty, in the first epoch; by default as `usual_rho` says.
         rho_growth: Its factor after each epoch.
+        tighten: First epochs in which the budget falls from the dense time to the projection's.
         batch_size: Images a step and process.
         weight_decay: Of the weights.
         teacher: The dense network to distil from, where there are no labels.
@@ -83,9 +86,11 @@ def run_admm(
         ADMM at its end, whose ``finalize`` gives allocation and masks, and how the run ended.
 
     Raises:
+        ArgumentError: The budget would tighten for longer than the training.
         InfeasibleBudgetError: The budget cannot be met.
         TrainingError: The loss is not finite; the last checkpoint is kept.
     """
+    check_tighten(tighten, epochs)
     pruner = Pruner(subject.module, lr=lr, weight_decay=weight_decay, teacher=teacher)
     gradients = None
     if projection.importance == "taylor":
@@ -94,7 +99,10 @@ def run_admm(
     if rho is None:
         processes = _processes(options.get("devices", 1), options.get("nodes", 1))
         rho = usual_rho(lr, steps=-(-len(cast(Sized, train)) // (batch_size * processes)))
-    admm = ADMM(weights, projection, rho=rho, rho_growth=rho_growth, gradients=gradients)
+    admm = ADMM(
+        weights, projection, rho=rho, rho_growth=rho_growth, gradients=gradients,
+        first=projection.tightening(tighten),
+    )  # fmt: skip
     result = training.fit(
         pruner, train, val, out=out, epochs=epochs, batch_size=batch_size, seed=seed,
         callbacks=[AdmmCallback(admm), *options.pop("callbacks", ())], **options,
