@@ -5,10 +5,12 @@ import math
 import numpy as np
 import pytest
 
+from alcs import peers, verify
 from alcs.allocation import Allocation, InfeasibleBudgetError, Share
-from alcs.meeting import Goal, Proposal, Reading, masked, meet
+from alcs.meeting import Goal, Proposal, Reading, masked, meet, stopwatch
 from alcs.plan import Network
 from effcv.errors import ArgumentError
+from effcv.runtime import timing
 
 
 def proposal(target_ms, *, dense=False):
@@ -66,6 +68,33 @@ def test_a_speedup_is_of_the_dense_twin_beside_it():
     found = meet(Goal(speedup=2.5), proposal, clock(1.1), target_ms=5.0)
     assert found.limit_ms == pytest.approx(10.0 / 2.5)
     assert found.met
+
+
+@pytest.mark.parametrize(
+    ("gains", "quiet", "taken"),
+    [([2.0], True, 2.0), ([4.0, 2.0], True, 2.0), ([4.0, 2.0, 3.0], False, 3.0)],
+    ids=["quiet at once", "quiet the second time", "never quiet: the median"],
+)
+def test_a_reading_that_was_disturbed_is_repeated(monkeypatch, gains, quiet, taken):
+    left = list(gains)
+
+    def compare(arms, **_):
+        gain = left.pop(0)
+        why = "" if quiet and not left else "the load was 9"
+        times = {
+            name: timing.Timing(ms, ms, ms, (ms, ms), 1)
+            for name, ms in (("pruned", 1.0), ("dense", gain))
+        }
+        assert times.keys() == arms.keys()
+        return timing.Comparison(times, 1, 0.0, 0.0, why, 0)
+
+    monkeypatch.setattr(timing, "compare", compare)
+    monkeypatch.setattr(peers, "ours", lambda *_, **__: None)
+    monkeypatch.setattr(verify, "random_inputs", lambda *_, **__: {})
+    reading = stopwatch(None, threads=1)(None)
+    assert (reading.ms, reading.dense_ms, reading.gain) == (1.0, taken, taken)
+    assert bool(reading.why_noisy) is not quiet
+    assert not left
 
 
 def test_among_networks_that_keep_the_limit_the_slowest_is_taken():
