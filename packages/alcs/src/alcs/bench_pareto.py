@@ -96,14 +96,9 @@ def plot(found: Comparison) -> Figure:
     panels = figure.subplots(1, len(found.dense), squeeze=False)[0]
     for panel, (task, dense) in zip(panels, found.dense.items(), strict=True):
         panel.axhline(mean(dense), color="black", lw=1, ls=":", label="dense")
-        others = {arm for name, arm, _ in found.points if name == task} - {*COLOURS}
-        for arm in sorted(others):
-            ((x, y),) = _means(found, task, arm)
-            panel.plot(x, y, "o", color=QUIET, ms=4)
-            panel.annotate(arm, (x, y), (5, 0), textcoords="offset points", fontsize=7,
-                           color="#6b7280", va="center")  # fmt: skip
         for arm in COLOURS:
             _line(panel, found, task, arm)
+        _others(panel, found, task)
         panel.set_title(task, fontsize=10, loc="left")
         panel.set_xlabel("measured latency, share of dense")
         panel.set_ylabel("top-1 (%)")
@@ -111,6 +106,21 @@ def plot(found: Comparison) -> Figure:
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].legend(frameon=False, fontsize=8, loc="lower right")
     return figure
+
+
+def _others(panel: Axes, found: Comparison, task: str) -> None:
+    """Draws the arms that have no line, their names in a column on the left."""
+    arms = {arm for name, arm, _ in found.points if name == task} - {*COLOURS}
+    means = {arm: point for arm in arms for point in _means(found, task, arm)}
+    left, (low, high) = panel.get_xlim()[0], panel.get_ylim()
+    height = high
+    for arm, (x, y) in sorted(means.items(), key=lambda item: -item[1][1]):
+        height = min(y, height - (high - low) / 20)
+        panel.plot(x, y, "o", color=QUIET, ms=4)
+        panel.annotate(arm, (x, y), (left, height), fontsize=7, color="#6b7280", ha="right",
+                       va="center", arrowprops={"arrowstyle": "-", "color": QUIET, "lw": 0.6},
+                       )  # fmt: skip
+    panel.set_xlim(left=left - (panel.get_xlim()[1] - left) / 4)
 
 
 def _means(found: Comparison, task: str, arm: str) -> Sequence[tuple[float, float]]:
