@@ -48,7 +48,7 @@ NETWORKS: Mapping[str, Callable[[], Subject]] = {
 }
 
 
-@case("budget", budget_s={"quick": 45, "claims": 640, "full": 640})
+@case("budget", budget_s={"quick": 45, "claims": 560, "full": 560})
 def budget(run: Run) -> None:
     """Networks pruned to shares of their dense latency, and the error of the prediction."""
     if not has_kernels(run):

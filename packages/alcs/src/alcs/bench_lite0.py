@@ -20,7 +20,7 @@ from effcv.errors import DataError, DependencyError
 GAINS = (1.2, 2.0, 3.0)  # times faster than dense
 
 
-@case("lite0", budget_s={"claims": 275, "full": 275})
+@case("lite0", budget_s={"claims": 355, "full": 355})
 def lite0(run: Run) -> None:
     """EfficientNet-Lite0 pruned without labels: agreement with its dense self at equal latency."""
     from alcs.trials import LITE0, Job, draw
