@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -65,8 +65,7 @@ def run_admm(
     """Trains the subject's module towards weights that meet the budget.
 
     Args:
-        subject: Its module is trained in place and left in eval mode, its weights near those that
-            meet the budget, but not masked yet.
+        subject: Its module is trained in place and left in eval mode, near the budget, not masked.
         projection: With table and budget.
         train: Items (image, label), or images alone with a teacher.
         val: The same, or None.
@@ -92,23 +91,25 @@ def run_admm(
     """
     check_tighten(tighten, epochs)
     pruner = Pruner(subject.module, lr=lr, weight_decay=weight_decay, teacher=teacher)
-    gradients = None
-    if projection.importance == "taylor":
-        gradients = loss_gradients(subject, train, teacher=teacher, seed=seed)
+    taylor = projection.importance == "taylor"
+    gradients = loss_gradients(subject, train, teacher=teacher, seed=seed) if taylor else None
     weights = {name: subject.weight(name) for name in subject.layers}
-    if rho is None:
-        processes = _processes(options.get("devices", 1), options.get("nodes", 1))
-        rho = usual_rho(lr, steps=-(-len(cast(Sized, train)) // (batch_size * processes)))
-    admm = ADMM(
-        weights, projection, rho=rho, rho_growth=rho_growth, gradients=gradients,
-        first=projection.tightening(tighten),
-    )  # fmt: skip
+    rho = usual_rho(lr, steps=_steps(train, batch_size, options)) if rho is None else rho
+    first = projection.tightening(tighten)
+    admm = ADMM(weights, projection, rho=rho, rho_growth=rho_growth, first=first,
+                gradients=gradients)  # fmt: skip
     result = training.fit(
         pruner, train, val, out=out, epochs=epochs, batch_size=batch_size, seed=seed,
         callbacks=[AdmmCallback(admm), *options.pop("callbacks", ())], **options,
     )  # fmt: skip
     subject.module.eval()
     return admm, result
+
+
+def _steps(train: Dataset[Any], batch_size: int, options: Mapping[str, Any]) -> int:
+    """Returns the steps of an epoch; of several processes each takes a batch a step."""
+    images = batch_size * _processes(options.get("devices", 1), options.get("nodes", 1))
+    return -(-len(cast(Sized, train)) // images)
 
 
 def _processes(devices: int, nodes: int) -> int:
